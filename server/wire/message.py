@@ -1,0 +1,110 @@
+"""The plain values that pass between the transport and the S3 surface.
+
+Purpose: one place for what both sides of the seam agree on: a parsed request head, a response to be sent, a request body
+to be received, and the shape of the application in between.
+Must not know: trio, sockets, the engine, S3.
+Invariants: values only. A `RequestHead` is made by the parser alone and has already passed every check of RFC 9112 framing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """The request line and header fields of one request."""
+
+    method: str
+    target: bytes
+    """The raw request-target, as received."""
+    raw_path: bytes
+    """The path of the target, up to "?", still percent-encoded."""
+    path: str
+    """`raw_path` percent-decoded as strict UTF-8; "+" is not a space."""
+    query: list[tuple[str, str]]
+    """Percent-decoded, in order, duplicates kept; "a" and "a=" both give ("a", "")."""
+    raw_query: bytes
+    headers: dict[str, str]
+    """Lower-case names; values are UTF-8 where valid, else latin-1; repeated fields are joined with ","."""
+    header_list: list[tuple[str, str]]
+    """As received (lower-case names), duplicates kept."""
+    content_length: int | None
+    is_chunked: bool
+    expect_continue: bool
+    keep_alive: bool
+    http_version: str
+    """1.1 or 1.0."""
+    request_id: str = ""
+    """Given by the connection; it also goes into the answer's x-amz-request-id and into every error document."""
+    host_id: str = ""
+
+
+class Span(Protocol):
+    """A stretch of an open file whose bytes have been verified."""
+
+    @property
+    def fd(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+
+
+@dataclass(slots=True)
+class Response:
+    """What the application answers. Exactly one of `body`, `stream` and `spans` carries the bytes."""
+
+    status: int
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    body: bytes | None = b""
+    """A small body, sent together with the head."""
+    stream: AsyncIterator[bytes] | None = None
+    """Async blocks; sent chunked unless the headers hold a content-length."""
+    spans: Iterator[Span] | None = None
+    """Verified file spans for sendfile (content-length required); each `next()` runs in a thread."""
+    on_done: Callable[[], None] | None = None
+    """Called exactly once, after the last byte or on failure."""
+    close: bool = False
+    """Close the connection after this response."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerInfo:
+    """The other end of the connection."""
+
+    address: str
+    is_tls: bool
+
+
+class Body(Protocol):
+    """The request body with transfer coding removed (aws-chunked is still in place)."""
+
+    async def receive(self) -> bytes:
+        """The next piece, b"" at the end.
+
+        The first call sends "100 Continue" when the client waits for it, so authenticate before calling.
+        Raises `BodyError` (one of `ClientDisconnected`, `RequestTimeout`, `MalformedBody`).
+        """
+        ...
+
+
+class BodyError(Exception):
+    """The request body could not be received whole."""
+
+
+class ClientDisconnected(BodyError):
+    """The client closed or reset the connection before the end of the body."""
+
+
+class RequestTimeout(BodyError):
+    """The client sent its body too slowly."""
+
+
+class MalformedBody(BodyError):
+    """The chunked transfer coding of the body is broken."""
+
+
+App = Callable[[RequestHead, Body, PeerInfo], Awaitable[Response]]
