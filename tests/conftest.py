@@ -1,0 +1,42 @@
+"""What every test shares: the switch for long campaigns.
+
+Must not know: the engine or the server; fixtures for those live beside the tests that use them.
+Invariant: without --long (or CORDWOOD_LONG=1) no test marked `long` runs, and everything together stays under fifteen minutes.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", action="store_true", help="run the campaigns marked `long`, and the rest at full size"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One switch in two spellings: code that has no pytest at hand reads the environment variable."""
+    if config.getoption("--long"):
+        os.environ["CORDWOOD_LONG"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if is_long():
+        return
+    skip = pytest.mark.skip(reason="a long campaign: needs --long")
+    for item in items:
+        if "long" in item.keywords:
+            item.add_marker(skip)
+
+
+def is_long() -> bool:
+    return os.environ.get("CORDWOOD_LONG", "") not in ("", "0")
+
+
+@pytest.fixture(scope="session")
+def long_run() -> bool:
+    """True when a test should use its full size instead of a moderate one."""
+    return is_long()
