@@ -1,7 +1,8 @@
 """What every test shares: the switch for long campaigns.
 
 Must not know: the engine or the server; fixtures for those live beside the tests that use them.
-Invariant: without --long (or CORDWOOD_LONG=1) no test marked `long` runs, and everything together stays under fifteen minutes.
+Invariant: without --long (or CORDWOOD_LONG=1) no test marked `long` runs, and everything together stays
+under fifteen minutes.
 """
 
 from __future__ import annotations
