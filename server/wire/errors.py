@@ -17,6 +17,7 @@ from collections.abc import Iterable
 # code -> (status, message)
 CATALOGUE: dict[str, tuple[int, str]] = {
     "AccessDenied": (403, "Access Denied"),
+    "AccessForbidden": (403, "Access forbidden"),
     "AccessControlListNotSupported": (400, "The bucket does not allow ACLs"),
     "AuthorizationHeaderMalformed": (400, "The authorization header that you provided is not valid."),
     "AuthorizationQueryParametersError": (400, "The authorization query parameters are not valid."),
@@ -248,19 +249,16 @@ def render_error(error: S3Error, *, resource: str, request_id: str, host_id: str
     return "".join(parts).encode("utf-8")
 
 
-# What XML 1.0 (section 2.2) cannot carry even as a character reference.
-_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+# What needs care in XML text: markup, CR (parsers turn it into LF), and what XML 1.0 (section 2.2) cannot carry at all.
+_SPECIAL = re.compile('[&<>"\r\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]')
 _ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "\r": "&#13;"}
-_ESCAPABLE = re.compile('[&<>"\r]')
 
 
 def escape_text(text: str) -> str:
     """Text for an XML element or attribute; characters that XML forbids become U+FFFD."""
-    if _ESCAPABLE.search(text):
-        text = _ESCAPABLE.sub(lambda match: _ESCAPES[match.group()], text)
-    if _FORBIDDEN.search(text):
-        text = _FORBIDDEN.sub("\ufffd", text)
-    return text
+    if _SPECIAL.search(text) is None:
+        return text
+    return _SPECIAL.sub(lambda match: _ESCAPES.get(match.group(), "\ufffd"), text)
 
 
 def _element_name(name: str) -> str:

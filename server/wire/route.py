@@ -1,0 +1,342 @@
+"""From a request line to one operation of the S3 model, a bucket and a key.
+
+Must not know: trio, the engine, which operations are implemented.
+Invariants:
+* Every operation of the model that a single server can be asked for is reachable (a test feeds real SDK requests).
+* A query key that selects a sub-resource never falls through to the plain operation of that method: it matches, or
+  it is MethodNotAllowed (the sub-resource knows other methods) or NotImplemented (it is unknown at this depth).
+* Nothing here looks at the body.
+
+A route is chosen by method and path depth, then most literal query keys, then most required query parameters, then
+most required headers. The table is operations.py; what stands here by hand is how AWS treats query keys that the model
+does not name: parameters of the signature, `x-id`, and unknown keys with a value (which AWS ignores).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from cordwood.server.wire.errors import S3Error, s3_error
+from cordwood.server.wire.message import RequestHead
+from cordwood.server.wire.operations import COMMON, OPERATIONS, Member
+
+MAX_KEY_BYTES = 1024
+
+
+class Operation:
+    """One row of the model, compiled. `headers` and `query` map a wire name to (member, type)."""
+
+    __slots__ = (
+        "depth",
+        "headers",
+        "inputs",
+        "literals",
+        "method",
+        "name",
+        "outputs",
+        "payload",
+        "prefixes",
+        "query",
+        "required_headers",
+        "required_query",
+        "root",
+        "routed",
+        "status",
+    )
+
+    def __init__(self, name: str) -> None:
+        row = OPERATIONS[name]
+        self.name: Final = name
+        self.method, self.depth, literals, self.required_query, self.required_headers, self.status = row[:6]
+        self.routed = row[6]
+        self.literals: tuple[tuple[str, str], ...] = tuple(_literal(text) for text in literals)
+        self.payload = row[7]
+        self.root = row[8]
+        self.inputs = {member[0]: member for member in _expand(row[9])}
+        self.outputs = {member[0]: member for member in _expand(row[10])}
+        inputs = self.inputs.values()
+        self.headers = {wire: (member, kind) for member, place, wire, kind in inputs if place == "header"}
+        self.query = {wire: (member, kind) for member, place, wire, kind in inputs if place == "query"}
+        self.prefixes = tuple((wire, member) for member, place, wire, _ in inputs if place == "prefix")
+
+    def __repr__(self) -> str:
+        return f"<Operation {self.name}>"
+
+
+class Route:
+    """What a request is addressed to. `key` is "" below depth "object"."""
+
+    __slots__ = ("bucket", "key", "operation", "virtual_host")
+
+    def __init__(self, operation: Operation, bucket: str, key: str, virtual_host: bool) -> None:
+        self.operation = operation
+        self.bucket = bucket
+        self.key = key
+        self.virtual_host = virtual_host
+
+
+def _literal(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    return name, value
+
+
+def _expand(members: Iterable[Member | str]) -> list[Member]:
+    return [(member, *COMMON[member]) if isinstance(member, str) else member for member in members]
+
+
+OPERATION: Final = {name: Operation(name) for name in OPERATIONS}
+
+
+class _Candidates:
+    """The operations of one (method, depth), most specific first."""
+
+    __slots__ = ("ordered", "parameters", "plain", "selectors")
+
+    def __init__(self, operations: list[Operation]) -> None:
+        self.ordered = sorted(
+            operations,
+            key=lambda o: (-len(o.literals), -len(o.required_query), -len(o.required_headers), o.name),
+        )
+        plain = [o for o in operations if not (o.literals or o.required_query or o.required_headers)]
+        assert len(plain) <= 1, plain
+        self.plain = plain[0] if plain else None
+        # Headers that pick another operation than the plain one.
+        self.selectors = frozenset(
+            header
+            for o in operations
+            if not (o.literals or o.required_query)
+            for header in o.required_headers
+        )
+        # Every query key that means something to some operation here.
+        self.parameters = frozenset(key for o in operations for key in o.query) | frozenset(
+            key for o in operations for key, _ in o.literals
+        )
+
+
+_PATHS = {"service": "service", "bucket": "bucket", "object": "object"}
+_CANDIDATES: Final[dict[tuple[str, str], _Candidates]] = {
+    (method, depth): _Candidates(
+        [o for o in OPERATION.values() if o.routed and (o.method, o.depth) == (method, depth)]
+    )
+    for method, depth in {(o.method, o.depth) for o in OPERATION.values() if o.routed and o.depth in _PATHS}
+}
+# Operations with a path of their own ("/WriteGetObjectResponse"): no bucket name has an upper-case letter.
+_FIXED: Final = {o.depth: o for o in OPERATION.values() if o.depth not in _PATHS}
+
+_METHODS = frozenset(o.method for o in OPERATION.values())
+# sub-resource -> the (method, depth) pairs that have it
+_SUBRESOURCES: Final[dict[str, set[tuple[str, str]]]] = {}
+for _operation in OPERATION.values():
+    for _name, _ in _operation.literals:
+        _SUBRESOURCES.setdefault(_name, set()).add((_operation.method, _operation.depth))
+# Query keys that choose an operation without being its literal: uploadId, partNumber, id, annotationName.
+_SELECTING: Final = frozenset(key for o in OPERATION.values() for key in o.required_query)
+
+# Known everywhere, and never a member: the query forms of authentication, and the SDKs' name of the operation.
+_UNIVERSAL: Final = frozenset(
+    (
+        "X-Amz-Algorithm",
+        "X-Amz-Credential",
+        "X-Amz-Date",
+        "X-Amz-Expires",
+        "X-Amz-SignedHeaders",
+        "X-Amz-Signature",
+        "X-Amz-Security-Token",
+        "X-Amz-Content-Sha256",
+        "X-Amz-S3session-Token",
+        "X-Amz-User-Agent",
+        "AWSAccessKeyId",
+        "Signature",
+        "Expires",
+        "x-id",
+        "x-amz-security-token",
+    )
+)
+
+
+class Router:
+    """Routes heads, with the host names below which a label is a bucket name (virtual-host style)."""
+
+    def __init__(self, domains: Sequence[str] = ()) -> None:
+        self._suffixes = tuple(f".{domain.lower().strip('.')}" for domain in domains)
+
+    def route(self, head: RequestHead) -> Route:
+        bucket, key, virtual_host = self.address(head)
+        if not bucket and not key:
+            return Route(choose(head, "service"), "", "", virtual_host)
+        if not key:
+            fixed = _FIXED.get(f"/{bucket}")
+            if fixed is not None and not virtual_host:
+                return Route(fixed, "", "", False)
+            return Route(choose(head, "bucket"), bucket, "", virtual_host)
+        return Route(choose(head, "object"), bucket, key, virtual_host)
+
+    def address(self, head: RequestHead) -> tuple[str, str, bool]:
+        """(bucket, key, virtual-host style?). The bucket name is not validated, the key's length and bytes are."""
+        path = head.raw_path
+        if self._suffixes:
+            bucket = self._bucket_of_host(head.headers.get("host", ""))
+            if bucket:
+                return bucket, _key(path[1:]), True
+        raw_bucket, slash, raw_key = path[1:].partition(b"/")
+        bucket = _decode(raw_bucket)
+        if not slash or not raw_key:
+            return bucket, "", False
+        return bucket, _key(raw_key), False
+
+    def _bucket_of_host(self, host: str) -> str:
+        name = host.lower()
+        if name.rpartition(":")[2].isdigit():
+            name = name.rpartition(":")[0]
+        for suffix in self._suffixes:
+            if name.endswith(suffix):
+                return name[: -len(suffix)]
+        return ""
+
+
+def choose(head: RequestHead, depth: str) -> Operation:
+    """The operation for this method, depth, query and headers, or an S3Error that says why there is none."""
+    method = head.method
+    candidates = _CANDIDATES.get((method, depth))
+    if candidates is None:
+        raise _no_candidates(head, depth)
+    headers = head.headers
+    plain = candidates.plain
+    if not head.query and plain is not None:
+        for selector in candidates.selectors:
+            if selector in headers:
+                break
+        else:
+            return plain
+    query = dict(head.query)
+    for operation in candidates.ordered:
+        if _matches(operation, query, headers):
+            _check_query(operation, query, method, depth, candidates)
+            return operation
+    raise _no_match(query, method, depth, head)
+
+
+def _matches(operation: Operation, query: dict[str, str], headers: dict[str, str]) -> bool:
+    for key, value in operation.literals:
+        if key not in query or (value and query[key] != value):
+            return False
+    for key in operation.required_query:
+        if key not in query:
+            return False
+    return all(header in headers for header in operation.required_headers)
+
+
+def _check_query(
+    operation: Operation, query: dict[str, str], method: str, depth: str, candidates: _Candidates
+) -> None:
+    """Refuse every query key that the chosen operation does not know and that AWS would not ignore."""
+    known = operation.query
+    for key, value in query.items():
+        if key in known or key in _UNIVERSAL or any(key == name for name, _ in operation.literals):
+            continue
+        lowered = key.lower()
+        if lowered.startswith("x-amz-"):
+            continue
+        if key in _SUBRESOURCES and key not in _VALUED:
+            raise _wrong_subresource(key, method, depth)
+        if key in _SELECTING and key != "id" and key in candidates.parameters:
+            raise s3_error(
+                "InvalidArgument",
+                f"This operation does not accept a query-string parameter '{key}' on its own.",
+                argument_name=key,
+                argument_value=value,
+            )
+        if not value and key not in _HARMLESS_BARE:
+            raise s3_error("NotImplemented", header=key)
+
+
+# A literal with a value (list-type=2, select-type=2): with another value it is an argument, not a sub-resource.
+_VALUED: Final = frozenset(key for o in OPERATION.values() for key, value in o.literals if value)
+# Members of other operations that clients send empty to list calls (an empty prefix, an empty marker).
+_HARMLESS_BARE: Final = frozenset(key for o in OPERATION.values() for key in o.query) - _SELECTING
+
+
+def _wrong_subresource(key: str, method: str, depth: str) -> S3Error:
+    pairs = _SUBRESOURCES[key]
+    if any(other == depth and known != method for known, other in pairs):
+        allowed = ", ".join(sorted(known for known, other in pairs if other == depth))
+        return s3_error(
+            "MethodNotAllowed",
+            headers=(("allow", allowed),),
+            method=method,
+            resource_type=_resource_type(key),
+        )
+    return s3_error("NotImplemented", header=key)
+
+
+def _resource_type(key: str) -> str:
+    return re.sub("[^A-Z0-9]", "", key.upper())
+
+
+def _no_match(query: dict[str, str], method: str, depth: str, head: RequestHead) -> S3Error:
+    """No operation at all: POST without a known sub-resource, or with one of another method."""
+    for key, value in query.items():
+        if key in _SUBRESOURCES:
+            if (method, depth) in _SUBRESOURCES[key] and key not in _VALUED:
+                # The literal is right, so a required parameter is missing.
+                return s3_error("InvalidArgument", f"A required query parameter is missing beside '{key}'.")
+            return _wrong_subresource(key, method, depth)
+        if not value and key not in _UNIVERSAL and key not in _HARMLESS_BARE:
+            return s3_error("NotImplemented", header=key)
+    if method == "POST" and depth == "bucket":
+        content_type = head.headers.get("content-type", "")
+        if content_type.lower().startswith("multipart/form-data"):
+            return s3_error("NotImplemented", "Browser form uploads (POST policy) are not implemented.")
+        return s3_error(
+            "PreconditionFailed", condition="Bucket POST must be of the enclosure-type multipart/form-data"
+        )
+    return s3_error("MethodNotAllowed", method=method, resource_type=depth.upper())
+
+
+def _no_candidates(head: RequestHead, depth: str) -> S3Error:
+    method = head.method
+    if method == "OPTIONS":
+        if "origin" not in head.headers or "access-control-request-method" not in head.headers:
+            return s3_error("BadRequest", "Insufficient information. Origin request header needed.")
+        return s3_error(
+            "AccessForbidden",
+            "CORSResponse: CORS is not enabled for this bucket.",
+            method=head.headers["access-control-request-method"],
+            resource_type=depth.upper(),
+        )
+    if method in _METHODS:
+        for key, value in head.query:
+            if key in _SUBRESOURCES:
+                return _wrong_subresource(key, method, depth)
+            if not value and key not in _UNIVERSAL and key not in _HARMLESS_BARE:
+                return s3_error("NotImplemented", header=key)
+    allowed = ", ".join(sorted({known for known, other in _CANDIDATES if other == depth}))
+    return s3_error(
+        "MethodNotAllowed", headers=(("allow", allowed),), method=method, resource_type=depth.upper()
+    )
+
+
+def _decode(raw: bytes) -> str:
+    if b"%" in raw:
+        raw = unquote_to_bytes(raw)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise s3_error("InvalidURI") from None
+
+
+def _key(raw: bytes) -> str:
+    key = _decode(raw)
+    check_key(key)
+    return key
+
+
+def check_key(key: str) -> None:
+    """The rules of a key that hold wherever it comes from (path, copy source, XML)."""
+    if len(key) > MAX_KEY_BYTES // 4 and (size := len(key.encode("utf-8"))) > MAX_KEY_BYTES:
+        raise s3_error("KeyTooLongError", size=size, max_size_allowed=MAX_KEY_BYTES)
+    if "\0" in key:
+        raise s3_error("InvalidArgument", "A key must not hold a NUL character.", argument_name="Key")
