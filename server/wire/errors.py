@@ -46,7 +46,8 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "ExpiredToken": (400, "The provided token has expired."),
     "IllegalLocationConstraintException": (
         400,
-        "The unspecified location constraint is incompatible for the region specific endpoint this request was sent to.",
+        "The unspecified location constraint is incompatible for the region specific endpoint this request was "
+        "sent to.",
     ),
     "IllegalVersioningConfigurationException": (
         400,
@@ -218,8 +219,8 @@ def s3_error(
 ) -> S3Error:
     """Build (not raise) the error `code`.
 
-    Extra fields are XML elements: `key="a"` gives <Key>a</Key>, `bucket_name=` gives <BucketName>; a name that starts
-    with an upper-case letter is taken literally (`AWSAccessKeyId=`). A field that is None is left out.
+    Extra fields are XML elements: `key="a"` gives <Key>a</Key>, `bucket_name=` gives <BucketName>; a name that
+    starts with an upper-case letter is taken literally (`AWSAccessKeyId=`). A field that is None is left out.
     """
     status, default_message = CATALOGUE[code]
     fields = tuple(

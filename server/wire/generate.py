@@ -73,7 +73,6 @@ Types: string, integer, long, boolean, blob, map, rfc822, iso8601, "enum E", "st
 """
 
 # fmt: off
-# ruff: noqa: E501
 '''
 
 

@@ -16,7 +16,6 @@ Types: string, integer, long, boolean, blob, map, rfc822, iso8601, "enum E", "st
 """
 
 # fmt: off
-# ruff: noqa: E501
 MODEL_VERSION = "1.44.5"
 
 Member = tuple[str, str, str, str]

@@ -1,0 +1,84 @@
+"""The only place where threads meet trio.
+
+Must not know: HTTP, S3, what the calls that it runs do.
+Invariants:
+* Nothing that may block runs on the loop: `run` hands it to one of at most `threads` worker threads.
+* A commit that finishes in the engine's own thread wakes the loop once, however many requests it finishes: the first
+  finished future schedules one drain, the others only join the queue.
+* A cancelled waiter leaves the engine's future alone: what was submitted is decided by the engine, not by the client's
+  patience.
+
+Why the drain cannot miss a future: a producer appends first and looks at `_scheduled` second; the drain clears
+`_scheduled` first and empties the queue second. Whatever the interleaving, an appended waiter is seen by this drain or
+schedules the next one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar, TypeVarTuple
+
+import outcome
+import trio
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class Bridge:
+    """Made inside a running trio loop, one per worker process."""
+
+    def __init__(self, threads: int = 16) -> None:
+        self._limiter = trio.CapacityLimiter(threads)
+        self._token = trio.lowlevel.current_trio_token()
+        self._finished: deque[_Waiter] = deque()
+        self._scheduled = False
+
+    async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Call `function` in a thread. Not cancellable: the engine finishes what it began."""
+        return await trio.to_thread.run_sync(function, *args, limiter=self._limiter)
+
+    async def wait(self, future: Future[T]) -> T:
+        """The result of a future that an engine thread completes."""
+        if future.done():
+            return future.result()
+        waiter = _Waiter(trio.lowlevel.current_task())
+
+        def finished(_: Future[T]) -> None:
+            self._finished.append(waiter)
+            if not self._scheduled:
+                self._scheduled = True
+                try:
+                    self._token.run_sync_soon(self._drain)
+                except trio.RunFinishedError:
+                    pass
+
+        def abort(_: Callable[[], None]) -> trio.lowlevel.Abort:
+            waiter.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        future.add_done_callback(finished)
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        return future.result()
+
+    def _drain(self) -> None:
+        self._scheduled = False
+        finished = self._finished
+        while finished:
+            task = finished.popleft().task
+            if task is not None:
+                trio.lowlevel.reschedule(task, _NOTHING)
+
+
+_NOTHING = outcome.Value(None)
+
+
+class _Waiter:
+    """`task` is None once the waiting task was cancelled."""
+
+    __slots__ = ("task",)
+
+    def __init__(self, task: trio.lowlevel.Task) -> None:
+        self.task: trio.lowlevel.Task | None = task
