@@ -1,0 +1,215 @@
+"""Composition: from settings to a running server.
+
+Theory: `serve` checks the directory, holds the port, lets a first child open (and so create or recover) the store, sees
+to the key pair, and then supervises the workers. Each worker is one process with one trio loop, one listening socket
+and the store opened for itself after the fork.
+
+Must not know: click, the wire protocol, the on-disk format.
+
+Invariants:
+* The store is never open in the supervisor, and never opened twice in one process.
+* `on_ready` is called when every worker accepts connections, not before.
+* Whatever keeps the server from starting is a `StartError` of one line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from cordwood.server import keyfile, logs
+from cordwood.server.config import Address, Credential, Settings
+from cordwood.server.keyfile import KeyFile
+from cordwood.server.supervisor import Child, Role, StartError, Supervisor, hold_port
+
+if TYPE_CHECKING:
+    from cordwood.engine import Store
+
+__all__ = ["Running", "StartError", "serve"]
+
+log = logging.getLogger("cordwood.worker")
+
+_ACCEPT_PAUSE_S = 0.1
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a person wants to know of a server that has just become ready."""
+
+    address: Address
+    """The real one, also when port 0 was asked for."""
+    credentials: tuple[Credential, ...]
+    key_file: KeyFile | None
+    """None when the keys came from the settings, or nobody needs one."""
+
+
+def serve(settings: Settings, on_ready: Callable[[Running], None]) -> None:
+    """Run until SIGTERM or SIGINT. Raises `StartError` and `ConfigError` when it cannot start."""
+    logs.set_up(settings.log_level, settings.log_format)
+    directory = _store_directory(settings.dir)
+    port = hold_port(settings.bind)
+    credentials = settings.all_credentials()
+    roles: list[Role] = []
+    supervisor = Supervisor(roles, port, stop_timeout_s=settings.stop_timeout)
+    # One process creates or recovers the store before several open it: what goes wrong is said once.
+    supervisor.run_once("recovery", partial(_recover, settings))
+    key_file = None
+    if not credentials and not settings.anonymous:
+        key_file = keyfile.read_or_create(directory)
+        credentials = (key_file.credential,)
+    # A maintenance process (compaction, scrub) will be one more role here: without a listener.
+    roles += [
+        Role(f"worker-{number}", partial(_work, settings, credentials), does_listen=True)
+        for number in range(settings.workers)
+    ]
+    supervisor.run(lambda: on_ready(Running(port.address, credentials, key_file)))
+
+
+def _store_directory(directory: Path) -> Path:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise StartError(f"{directory} is a file; a store needs a directory") from None
+    except OSError as error:
+        raise StartError(f"store directory {directory} cannot be made: {error.strerror}") from None
+    if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        raise StartError(f"store directory {directory} is not writable by this user (uid {os.getuid()})")
+    return directory
+
+
+def _open_store(settings: Settings) -> Store:
+    from cordwood.engine import Store
+
+    return Store.open(
+        settings.dir,
+        durability="relaxed" if settings.durability == "relaxed" else "strict",
+        dedup=settings.dedup,
+        volume_size=settings.volume_size,
+        chunk_size=settings.chunk_size,
+        inline_max=settings.inline_max,
+    )
+
+
+def _opened(settings: Settings, child: Child) -> Store | None:
+    """The store, or None after the supervisor was told why not."""
+    from cordwood.engine import errors
+
+    try:
+        return _open_store(settings)
+    except errors.CordwoodError as error:
+        child.cannot_start(str(error))
+    except OSError as error:
+        child.cannot_start(f"store {settings.dir} cannot be opened: {error}")
+    return None
+
+
+def _recover(settings: Settings, child: Child) -> int:
+    store = _opened(settings, child)
+    if store is None:
+        return 1
+    store.close()
+    return 0
+
+
+# --- one worker -----------------------------------------------------------------------------------------------
+
+
+def _work(settings: Settings, credentials: tuple[Credential, ...], child: Child) -> int:
+    store = _opened(settings, child)
+    if store is None:
+        return 1
+    assert child.listener is not None
+    with store:
+        trio.run(_serve, settings, credentials, store, child, child.listener)
+    return 0
+
+
+async def _serve(
+    settings: Settings,
+    credentials: tuple[Credential, ...],
+    store: Store,
+    child: Child,
+    listener: socket.socket,
+) -> None:
+    from cordwood.server.app import build_app
+    from cordwood.server.conn import Limits, serve_connection
+
+    app = build_app(store, settings, credentials)
+    limits = Limits(
+        head_timeout_s=settings.head_timeout,
+        body_timeout_s=settings.body_timeout,
+        send_timeout_s=settings.send_timeout,
+        idle_timeout_s=settings.idle_timeout,
+        max_head_size=settings.max_head_size,
+        max_header_count=settings.max_header_count,
+    )
+    stopping = trio.Event()
+    slots = trio.Semaphore(settings.max_connections)
+
+    async def connection(stream: trio.SocketStream) -> None:
+        try:
+            await serve_connection(stream, app, limits, stopping)
+        except Exception:
+            log.exception("a connection failed")
+        finally:
+            slots.release()
+
+    async with trio.open_nursery() as watchers:
+        watchers.start_soon(_watch_for_stop, child.lifeline_fd, stopping)
+        async with trio.open_nursery() as connections:
+            listener.setblocking(False)
+            with trio.socket.from_stdlib_socket(listener) as accepting:
+                async with trio.open_nursery() as loop:
+                    loop.start_soon(_accept_until_stopped, accepting, slots, connections, connection)
+                    child.ready()
+                    await stopping.wait()
+                    loop.cancel_scope.cancel()
+            # Nobody new; those inside may finish, within the bound.
+            connections.cancel_scope.deadline = trio.current_time() + settings.stop_timeout
+        watchers.cancel_scope.cancel()
+
+
+async def _accept_until_stopped(
+    accepting: trio.socket.SocketType,
+    slots: trio.Semaphore,
+    connections: trio.Nursery,
+    connection: Callable[[trio.SocketStream], object],
+) -> None:
+    while True:
+        await slots.acquire()
+        try:
+            sock, _ = await accepting.accept()
+        except OSError as error:
+            slots.release()
+            # Either the client has gone already, or descriptors or memory ran out: then a pause lets some come free.
+            log.warning("accept failed: %s", error)
+            await trio.sleep(_ACCEPT_PAUSE_S)
+            continue
+        except trio.Cancelled:
+            slots.release()
+            raise
+        connections.start_soon(connection, trio.SocketStream(sock))
+
+
+async def _watch_for_stop(lifeline_fd: int, stopping: trio.Event) -> None:
+    """SIGTERM, or the end of the supervisor however it came."""
+
+    async def orphaned() -> None:
+        await trio.lowlevel.wait_readable(lifeline_fd)
+        log.warning("the supervisor has gone; stopping")
+        stopping.set()
+
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(orphaned)
+            async for _ in signals:
+                stopping.set()
