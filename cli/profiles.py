@@ -83,8 +83,8 @@ def resolve(
     found, origin = next(((url, origin) for url, origin in places if url), ("", ""))
     if not isinstance(found, str) or not found:
         raise UsageError(
-            "no endpoint known: start `cordwood serve DIR` on this machine, or give --endpoint URL, CORDWOOD_ENDPOINT "
-            f"or a profile in {path}"
+            "no endpoint known: start `cordwood serve DIR` on this machine, or give --endpoint URL, "
+            f"CORDWOOD_ENDPOINT or a profile in {path}"
         )
     url = found.rstrip("/")
     if "://" not in url:
@@ -95,8 +95,8 @@ def resolve(
     is_anonymous = anonymous or (keys is None and fits and table.get("anonymous") is True)
     if keys is None and not is_anonymous:
         raise UsageError(
-            f"no keys known for {url}: give --access-key and --secret-key, CORDWOOD_ACCESS_KEY and CORDWOOD_SECRET_KEY, "
-            f"a profile in {path}, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --no-sign"
+            f"no keys known for {url}: give --access-key and --secret-key, CORDWOOD_ACCESS_KEY and "
+            f"CORDWOOD_SECRET_KEY, a profile in {path}, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --no-sign"
         )
     pair = keys or ("", "", "")
     return Target(

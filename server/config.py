@@ -290,7 +290,7 @@ class Settings:
         unit="seconds",
     )
     max_head_size: int = _setting(
-        64 << 10,
+        32 << 10,
         size_between(4 << 10, 1 << 20),
         "largest request head (request line and headers)",
         unit="bytes",

@@ -18,7 +18,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from cordwood.server.supervisor import Child, Role, StartError, Supervisor, hold
 
 if TYPE_CHECKING:
     from cordwood.engine import Store
+    from cordwood.server.wire.message import App, Body, PeerInfo, RequestHead, Response
 
 __all__ = ["Running", "StartError", "serve"]
 
@@ -144,13 +146,15 @@ async def _serve(
     from cordwood.server.conn import Limits, serve_connection
 
     app = build_app(store, settings, credentials)
+    if settings.access_log:
+        app = _with_access_log(app)
     limits = Limits(
         head_timeout_s=settings.head_timeout,
         body_timeout_s=settings.body_timeout,
         send_timeout_s=settings.send_timeout,
         idle_timeout_s=settings.idle_timeout,
-        max_head_size=settings.max_head_size,
-        max_header_count=settings.max_header_count,
+        max_head_bytes=settings.max_head_size,
+        max_headers=settings.max_header_count,
     )
     stopping = trio.Event()
     slots = trio.Semaphore(settings.max_connections)
@@ -158,8 +162,6 @@ async def _serve(
     async def connection(stream: trio.SocketStream) -> None:
         try:
             await serve_connection(stream, app, limits, stopping)
-        except Exception:
-            log.exception("a connection failed")
         finally:
             slots.release()
 
@@ -178,11 +180,26 @@ async def _serve(
         watchers.cancel_scope.cancel()
 
 
+def _with_access_log(app: App) -> App:
+    """One line per answered request. The query is left out: in presigned URLs it is a credential."""
+    access = logging.getLogger("cordwood.access")
+
+    async def logged(head: RequestHead, body: Body, peer: PeerInfo) -> Response:
+        began_s = time.perf_counter()
+        response = await app(head, body, peer)
+        took_ms = (time.perf_counter() - began_s) * 1000
+        path = head.raw_path.decode("latin-1")
+        access.info("%s %s %s %d %.1f ms", peer.address, head.method, path, response.status, took_ms)
+        return response
+
+    return logged
+
+
 async def _accept_until_stopped(
     accepting: trio.socket.SocketType,
     slots: trio.Semaphore,
     connections: trio.Nursery,
-    connection: Callable[[trio.SocketStream], object],
+    connection: Callable[[trio.SocketStream], Awaitable[None]],
 ) -> None:
     while True:
         await slots.acquire()

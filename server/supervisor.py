@@ -288,7 +288,7 @@ class Supervisor:
             if other is not role and other.listener is not None:
                 other.listener.close()
         with open("/proc/self/comm", "w") as comm:
-            comm.write(f"cordwood {role.name}"[:15])
+            comm.write(f"cw-{role.name}"[:15])
 
     def _reap(self, *, may_restart: bool) -> None:
         for role in self._roles:
@@ -330,7 +330,6 @@ class Supervisor:
             self._signal(role, signal.SIGTERM)
         self._stops_asked = 0
         self._port.held.close()
-        os.close(self._lifeline_write)
         deadline = time.monotonic() + self._stop_timeout_s + _HARD_STOP_MARGIN_S
         while any(role.pid for role in self._roles):
             if self._stops_asked or time.monotonic() >= deadline:
