@@ -1,15 +1,6 @@
-"""One connection: a trio socket on one side, the application on the other, HTTP/1.1 in between, every timeout.
+"""One connection: a client's socket on one side, the application on the other, HTTP/1.1 in between.
 
-Must not know: S3 operations, signatures, the engine.
-
-Theory of operation. The socket is taken out of trio's stream and used directly (non-blocking calls first, waiting only
-on EAGAIN), because trio's own `recv` and `send` pass through the scheduler even when they need not. No call has a
-cancel scope of its own: a connection writes down until when it is willing to wait (`_deadline`), and one sweep per
-process, four times a second, shuts down the sockets of those whose time is over. A shut-down socket becomes readable
-or writable at once, so the waiting call returns by itself, in its own place, and knows why from `_expired`.
-
-Time is charged only while we wait for the client. A budget of seconds (`body_timeout_s`, `send_timeout_s`) drains while
-waiting and is refilled by the bytes that pass, at `min_bytes_per_s`: so a client may pause, but not forever trickle.
+Must not know: S3 operations, signatures, the engine; how time is kept (client_socket.py).
 
 Invariants:
 * Requests of a connection are answered in order, one at a time.
@@ -23,18 +14,17 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import socket
-import struct
 import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Final
 
 import trio
 
+from cordwood.server.bridge import Bridge
+from cordwood.server.client_socket import FOREVER, ClientSocket, Gone, Limits
 from cordwood.server.wire.errors import S3Error, render_error, s3_error
 from cordwood.server.wire.http1 import (
     CONTINUE,
@@ -55,39 +45,14 @@ from cordwood.server.wire.message import (
     Span,
 )
 
+__all__ = ["Limits", "serve_connection"]
+
 log = logging.getLogger("cordwood.conn")
 
 _HEAD_READ_BYTES: Final = 16 << 10
 _BODY_READ_BYTES: Final = 256 << 10
-_JOIN_BYTES: Final = 64 << 10  # bodies up to this are copied behind their head, larger ones go out beside it
-_SENDFILE_BYTES: Final = 1 << 20
-_TURN_BYTES: Final = 1 << 20  # bytes that may pass without giving other connections a turn
-_TURN_REQUESTS: Final = 8  # the same for pipelined requests
-_SWEEP_S: Final = 0.25
-_ABANDON_AFTER_S: Final = 1.0  # from then on a running read is given up when its client has gone
-_FOREVER: Final = float("inf")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a client may take. Timeouts are checked four times a second."""
-
-    max_head_bytes: int = 32 << 10
-    max_headers: int = 200
-    head_timeout_s: float = 30.0
-    """From the first byte of a head to its end."""
-    idle_timeout_s: float = 75.0
-    """Between requests."""
-    body_timeout_s: float = 60.0
-    """Longest silence in a request body; drained by waiting and refilled by bytes."""
-    send_timeout_s: float = 60.0
-    """The same for a response and its reader."""
-    min_bytes_per_s: int = 1024
-    drain_bytes: int = 256 << 10
-    """An unread request body up to this size is read and thrown away to keep the connection."""
-    linger_s: float = 2.0
-    """Before a connection with unread input is closed, how long its client may take to read the answer."""
-    linger_bytes: int = 16 << 20
+_JOIN_BYTES: Final = 64 << 10  # bodies up to this are copied behind their head, larger ones go out after it
+_TURN_REQUESTS: Final = 8  # pipelined requests that may be answered without giving other connections a turn
 
 
 async def serve_connection(
@@ -98,82 +63,35 @@ async def serve_connection(
     Once `stopping` is set, the request in flight is finished and answered, then the connection closes; an idle one
     closes within a quarter of a second. To bound the wait, cancel.
     """
-    raw = socket.socket(fileno=stream.socket.detach())
-    runtime = _runtime()
-    connection = _Connection(raw, app, limits, stopping, runtime, is_tls)
-    runtime.connections.add(connection)
+    client = ClientSocket(socket.socket(fileno=stream.socket.detach()), limits, stopping)
     try:
-        with connection.scope:
-            await connection.run()
-    except _Gone:
-        connection.reset()
+        with trio.CancelScope() as scope:
+            client.abandon = scope.cancel
+            await _Connection(client, app, limits, stopping, is_tls).run()
+        if scope.cancelled_caught:
+            client.reset()
+    except Gone:
+        client.reset()
     except Exception:
-        log.exception("a connection from %s ended by a fault of ours", connection.peer.address)
-        connection.reset()
+        log.exception("a connection from %s ended by a fault of ours", client.address)
+        client.reset()
     finally:
-        runtime.connections.discard(connection)
-        trio.lowlevel.notify_closing(raw)
-        raw.close()
-
-
-class _Gone(Exception):
-    """The client cannot be reached any more, or took too long to read."""
+        client.close()
 
 
 class _Connection:
-    __slots__ = (
-        "_app",
-        "_body_budget_s",
-        "_busy_since",
-        "_deadline",
-        "_expired",
-        "_is_idle",
-        "_is_read",
-        "_is_sending",
-        "_limits",
-        "_runtime",
-        "_send_budget_s",
-        "_socket",
-        "_stopping",
-        "_turn_bytes",
-        "peer",
-        "receiver",
-        "scope",
-    )
+    __slots__ = ("_app", "_client", "_limits", "_peer", "_receiver", "_runtime", "_stopping")
 
     def __init__(
-        self,
-        raw: socket.socket,
-        app: App,
-        limits: Limits,
-        stopping: trio.Event,
-        runtime: _Runtime,
-        is_tls: bool,
+        self, client: ClientSocket, app: App, limits: Limits, stopping: trio.Event, is_tls: bool
     ) -> None:
-        raw.setblocking(False)
-        address = ""
-        try:
-            if raw.family != socket.AF_UNIX:
-                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                address = raw.getpeername()[0]
-        except OSError:
-            pass  # gone already; the first read says so
-        self._socket = raw
+        self._client = client
         self._app = app
         self._limits = limits
         self._stopping = stopping
-        self._runtime = runtime
-        self.peer = PeerInfo(address, is_tls)
-        self.receiver = RequestReceiver(max_head_bytes=limits.max_head_bytes, max_headers=limits.max_headers)
-        self.scope = trio.CancelScope()
-        self._deadline = _FOREVER
-        self._expired = False
-        self._is_idle = False
-        self._is_read = False  # the request in flight changes nothing
-        self._is_sending = False
-        self._busy_since = _FOREVER
-        self._body_budget_s = self._send_budget_s = 0.0
-        self._turn_bytes = 0
+        self._peer = PeerInfo(client.address, is_tls)
+        self._receiver = RequestReceiver(max_head_bytes=limits.max_head_bytes, max_headers=limits.max_headers)
+        self._runtime = _current_runtime()
 
     # -- the life of a connection ----------------------------------------------------------------------------
 
@@ -181,7 +99,7 @@ class _Connection:
         in_a_row = 0
         while True:
             try:
-                head = self.receiver.next_head()
+                head = self._receiver.next_head()
                 if head is None:
                     in_a_row = 0
                     head = await self._receive_head()
@@ -198,45 +116,45 @@ class _Connection:
 
     async def _receive_head(self) -> RequestHead | None:
         """Wait for a head; None when the connection is over."""
-        receiver = self.receiver
+        client, receiver = self._client, self._receiver
         has_begun = receiver.buffered_bytes > 0
         limits = self._limits
-        self._is_idle = not has_begun
-        self._deadline = time.monotonic() + (limits.head_timeout_s if has_begun else limits.idle_timeout_s)
+        client.is_idle = not has_begun
+        client.deadline = time.monotonic() + (limits.head_timeout_s if has_begun else limits.idle_timeout_s)
         if not has_begun and self._stopping.is_set():
             return None
         while True:
-            await trio.lowlevel.wait_readable(self._socket)
-            data = self._receive_now(_HEAD_READ_BYTES)
+            await client.wait_to_receive()
+            data = client.receive_now(_HEAD_READ_BYTES)
             if data is None:
                 continue
             if not data:
-                if has_begun and self._expired:
+                if has_begun and client.expired:
                     await self._refuse("RequestTimeout", 400, "The request head did not arrive in time.")
                 return None
             receiver.feed(data)
             head = receiver.next_head()
             if head is not None:
-                self._is_idle = False
-                self._deadline = _FOREVER
+                client.is_idle = False
+                client.deadline = FOREVER
                 return head
             if not has_begun:
                 has_begun = True
-                self._is_idle = False
-                self._deadline = time.monotonic() + limits.head_timeout_s
+                client.is_idle = False
+                client.deadline = time.monotonic() + limits.head_timeout_s
 
     async def _exchange(self, head: RequestHead) -> bool:
         """Answer one request. Returns whether the connection can go on."""
-        runtime = self._runtime
+        client, runtime = self._client, self._runtime
         head.request_id = request_id = runtime.next_request_id()
         head.host_id = runtime.host_id
-        self._body_budget_s = self._limits.body_timeout_s
-        self._send_budget_s = self._limits.send_timeout_s
-        self._is_read = head.method in ("GET", "HEAD")
-        self._busy_since = time.monotonic()
-        body = _RequestBody(self, head.expect_continue)
+        client.refill_budgets()
+        if head.method in ("GET", "HEAD"):
+            # Nobody misses an unfinished read; what changes things runs to its end, whoever still listens.
+            client.busy_since = time.monotonic()
+        body = _RequestBody(client, self._receiver, head.expect_continue)
         try:
-            response = await self._app(head, body, self.peer)
+            response = await self._app(head, body, self._peer)
         except S3Error as error:
             response = _error_response(error, head)
         except ClientDisconnected:  # it may have closed one direction only, and still read
@@ -249,20 +167,20 @@ class _Connection:
             log.exception("request %s: %s %r failed", request_id, head.method, head.target)
             response = _error_response(s3_error("InternalError"), head)
         body.close()
-        self._busy_since = _FOREVER
+        client.busy_since = FOREVER
 
         keep_alive = head.keep_alive and not (response.close or body.has_failed or self._stopping.is_set())
         if response.stream is not None and head.http_version == "1.0" and _content_length(response) is None:
             keep_alive = False  # only the end of the connection can end this body
-        is_taken = self.receiver.is_body_complete
+        is_taken = self._receiver.is_body_complete
         if not is_taken:
-            left = self.receiver.body_left
+            left = self._receiver.body_left
             is_small = left is not None and left <= self._limits.drain_bytes
             keep_alive = keep_alive and is_small and not body.is_continue_due
         await self._respond(head, response, keep_alive)
         if keep_alive:
             return is_taken or await self._drain()
-        if (head.keep_alive or not is_taken) and not self._expired:
+        if (head.keep_alive or not is_taken) and not client.expired:
             await self._linger()
         return False
 
@@ -300,12 +218,12 @@ class _Connection:
             fields += b"\r\nContent-Length: %d" % len(body)
         start = self._render(head, status, fields, keep_alive)
         if head.method == "HEAD" or status in _BODILESS:
-            await self._send(start)
+            await self._client.send(start)
         elif len(body) <= _JOIN_BYTES:
-            await self._send(start + body)
+            await self._client.send(start + body)
         else:
-            await self._send(start, socket.MSG_MORE)
-            await self._send(body)
+            await self._client.send(start, more=True)
+            await self._client.send(body)
 
     async def _respond_stream(
         self,
@@ -319,7 +237,7 @@ class _Connection:
         is_chunked = length is None and head.http_version == "1.1"
         if is_chunked:
             fields += b"\r\nTransfer-Encoding: chunked"
-        await self._send(self._render(head, response.status, fields, keep_alive))
+        await self._client.send(self._render(head, response.status, fields, keep_alive))
         if head.method == "HEAD" or response.status in _BODILESS:
             return
         sent = 0
@@ -331,29 +249,29 @@ class _Connection:
                 if is_chunked:
                     await self._send_chunk(block)
                 else:
-                    await self._send(block)
-        except _Gone:
+                    await self._client.send(block)
+        except Gone:
             raise
         except Exception as fault:
             # The status line is out: only a reset can tell the client that this is not the whole body.
             log.exception("request %s: the response stream failed", head.request_id)
-            raise _Gone from fault
+            raise Gone from fault
         if is_chunked:
-            await self._send(LAST_CHUNK)
+            await self._client.send(LAST_CHUNK)
         elif length is not None and sent != length:
             log.error("request %s: the response body is not %d bytes", head.request_id, length)
-            raise _Gone
+            raise Gone
 
     async def _send_chunk(self, block: bytes) -> None:
         if not block:
             return  # an empty chunk would end the body
         size = b"%x\r\n" % len(block)
         if len(block) <= _JOIN_BYTES:
-            await self._send(b"%b%b\r\n" % (size, block))
+            await self._client.send(b"%b%b\r\n" % (size, block))
         else:
-            await self._send(size, socket.MSG_MORE)
-            await self._send(block, socket.MSG_MORE)
-            await self._send(b"\r\n")
+            await self._client.send(size, more=True)
+            await self._client.send(block, more=True)
+            await self._client.send(b"\r\n")
 
     async def _respond_spans(
         self, head: RequestHead, response: Response, fields: bytes, spans: Iterator[Span], keep_alive: bool
@@ -362,32 +280,32 @@ class _Connection:
         if length is None:
             raise ValueError("a response of spans needs a content-length")
         if head.method == "HEAD" or response.status in _BODILESS:
-            await self._send(self._render(head, response.status, fields, keep_alive))
+            await self._client.send(self._render(head, response.status, fields, keep_alive))
             return
         try:
             # The first span is verified before the status line leaves, so that a corrupt object is an error.
-            span = await trio.to_thread.run_sync(next, spans, None)
+            span = await self._runtime.bridge.run(_next_span, spans)
         except Exception:
             log.exception("request %s: reading the body failed", head.request_id)
             await self._respond_error(head, s3_error("InternalError"), keep_alive)
             return
-        await self._send(self._render(head, response.status, fields, keep_alive), socket.MSG_MORE)
+        await self._client.send(self._render(head, response.status, fields, keep_alive), more=True)
         sent = 0
         try:
             while span is not None:
                 sent += span.length
-                await self._send_file(span.fd, span.offset, span.length)
+                await self._client.send_file(span.fd, span.offset, span.length)
                 if sent == length:
                     break
-                span = await trio.to_thread.run_sync(next, spans, None)
-        except _Gone:
+                span = await self._runtime.bridge.run(_next_span, spans)
+        except Gone:
             raise
         except Exception as fault:
             log.exception("request %s: reading the body failed", head.request_id)
-            raise _Gone from fault
+            raise Gone from fault
         if sent != length:
             log.error("request %s: the response body is %d bytes, not %d", head.request_id, sent, length)
-            raise _Gone
+            raise Gone
 
     def _render(self, head: RequestHead, status: int, fields: bytes, keep_alive: bool) -> bytes:
         """The response head; `fields` come from `render_fields`."""
@@ -402,193 +320,70 @@ class _Connection:
 
     async def _refuse(self, code: str, status: int, message: str) -> None:
         """Answer what is no request, and close."""
-        head = _no_request(self.receiver.wants_head_only, self._runtime)
-        self._is_idle = False
-        self._deadline = _FOREVER
-        self._send_budget_s = self._limits.send_timeout_s
+        head = _no_request(self._receiver.wants_head_only, self._runtime)
+        client = self._client
+        client.is_idle = False
+        client.deadline = FOREVER
+        client.refill_budgets()
         await self._respond_error(head, S3Error(code, status, message), keep_alive=False)
-        if not self._expired:
+        if not client.expired:
             await self._linger()
 
     # -- the socket ------------------------------------------------------------------------------------------
-
-    def _receive_now(self, size: int) -> bytes | None:
-        """What is there; b"" when the client will send no more, None when one has to wait."""
-        if self._expired:
-            return b""
-        try:
-            return self._socket.recv(size)
-        except (BlockingIOError, InterruptedError):
-            return None
-        except OSError:
-            return b""
-
-    async def receive(self, size: int) -> bytes:
-        """Body bytes, b"" when none will come (see `expired`). Waits within the body budget."""
-        if self._turn_bytes > _TURN_BYTES:
-            self._turn_bytes = 0
-            await trio.lowlevel.checkpoint()
-        data = self._receive_now(size)
-        if data is None:
-            begin = time.monotonic()
-            self._deadline = begin + self._body_budget_s
-            while data is None:
-                await trio.lowlevel.wait_readable(self._socket)
-                data = self._receive_now(size)
-            self._deadline = _FOREVER
-            limits = self._limits
-            self._body_budget_s = min(
-                limits.body_timeout_s,
-                self._body_budget_s - (time.monotonic() - begin) + len(data) / limits.min_bytes_per_s,
-            )
-        self._turn_bytes += len(data)
-        return data
-
-    @property
-    def expired(self) -> bool:
-        """Whether the sweep has ended the waiting."""
-        return self._expired
-
-    async def send_continue(self) -> None:
-        await self._send(CONTINUE)
-
-    async def _send(self, data: bytes, flags: int = 0) -> None:
-        try:
-            sent = self._socket.send(data, flags)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError as error:
-            raise _Gone from error
-        if sent < len(data):
-            await self._send_rest(memoryview(data)[sent:], flags)
-
-    async def _send_rest(self, rest: memoryview, flags: int) -> None:
-        while rest:
-            await self._wait_to_send()
-            try:
-                sent = self._socket.send(rest, flags)
-            except (BlockingIOError, InterruptedError):
-                continue
-            except OSError as error:
-                raise _Gone from error
-            self._refill_send_budget(sent)
-            rest = rest[sent:]
-
-    async def _send_file(self, fd: int, offset: int, length: int) -> None:
-        out = self._socket.fileno()
-        end = offset + length
-        while offset < end:
-            try:
-                sent = os.sendfile(out, fd, offset, min(end - offset, _SENDFILE_BYTES))
-            except (BlockingIOError, InterruptedError):
-                await self._wait_to_send()
-                continue
-            except OSError as error:
-                raise _Gone from error
-            if sent == 0:
-                raise _Gone  # the file ends before the span does
-            self._refill_send_budget(sent)
-            offset += sent
-
-    async def _wait_to_send(self) -> None:
-        begin = time.monotonic()
-        self._deadline = begin + self._send_budget_s
-        self._is_sending = True
-        await trio.lowlevel.wait_writable(self._socket)
-        self._is_sending = False
-        self._deadline = _FOREVER
-        self._send_budget_s -= time.monotonic() - begin
-        if self._expired:
-            raise _Gone
-
-    def _refill_send_budget(self, sent: int) -> None:
-        limits = self._limits
-        self._send_budget_s = min(limits.send_timeout_s, self._send_budget_s + sent / limits.min_bytes_per_s)
 
     # -- ends ------------------------------------------------------------------------------------------------
 
     async def _drain(self) -> bool:
         """Throw the rest of a request body away. Returns whether its end was reached."""
-        try:
-            while True:
-                piece = self.receiver.next_body()
-                if piece is None:
-                    data = await self.receive(_BODY_READ_BYTES)
-                    if not data:
-                        return False
-                    self.receiver.feed(data)
-                elif not piece:
-                    return True
-        except ProtocolError:
-            return False
+        while True:
+            piece = self._receiver.next_body()
+            if piece is None:
+                data = await self._client.receive(_BODY_READ_BYTES)
+                if not data:
+                    return False
+                self._receiver.feed(data)
+            elif not piece:
+                return True
 
     async def _linger(self) -> None:
         """Let the client read the answer: closing with unread input resets the connection (RFC 9112 section 9.6)."""
-        try:
-            self._socket.shutdown(socket.SHUT_WR)
-        except OSError:
+        client = self._client
+        if not client.finish_sending():
             return
-        self._deadline = time.monotonic() + self._limits.linger_s
+        client.deadline = time.monotonic() + self._limits.linger_s
         left = self._limits.linger_bytes
         while left > 0:
-            data = self._receive_now(_BODY_READ_BYTES)
+            data = client.receive_now(_BODY_READ_BYTES)
             if data is None:
-                await trio.lowlevel.wait_readable(self._socket)
+                await client.wait_to_receive()
                 continue
             if not data:
                 return
             left -= len(data)
             await trio.lowlevel.checkpoint()
 
-    def reset(self) -> None:
-        """Make the coming close a reset, and forget what is still unsent."""
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        except OSError:
-            pass
-
-    def sweep(self, now: float) -> None:
-        """Called four times a second: end what has waited too long."""
-        if now >= self._deadline or (self._is_idle and self._stopping.is_set()):
-            self._expired = self._expired or now >= self._deadline
-            self._deadline = _FOREVER
-            # Whoever waits to read or to write returns at once.
-            try:
-                self._socket.shutdown(socket.SHUT_RDWR if self._is_sending else socket.SHUT_RD)
-            except OSError:
-                pass  # the client was faster
-        elif self._is_read and now - self._busy_since > _ABANDON_AFTER_S and self._has_hung_up():
-            self._busy_since = _FOREVER
-            self.reset()
-            self.scope.cancel()
-
-    def _has_hung_up(self) -> bool:
-        poll = select.poll()
-        poll.register(self._socket, select.POLLRDHUP)
-        return bool(poll.poll(0))
-
 
 class _RequestBody:
     """`Body` for the application."""
 
-    __slots__ = ("_connection", "_is_closed", "has_failed", "is_continue_due")
+    __slots__ = ("_client", "_is_closed", "_receiver", "has_failed", "is_continue_due")
 
-    def __init__(self, connection: _Connection, is_continue_due: bool) -> None:
-        self._connection = connection
+    def __init__(self, client: ClientSocket, receiver: RequestReceiver, is_continue_due: bool) -> None:
+        self._client = client
+        self._receiver = receiver
         self._is_closed = False
         self.is_continue_due = is_continue_due
         self.has_failed = False
 
     async def receive(self) -> bytes:
         assert not self._is_closed, "the request has been answered; its body can no longer be read"
-        connection = self._connection
-        receiver = connection.receiver
+        client, receiver = self._client, self._receiver
         if self.is_continue_due:
             self.is_continue_due = False
             if not receiver.buffered_bytes:  # a client that does not wait needs no invitation
                 try:
-                    await connection.send_continue()
-                except _Gone as gone:
+                    await client.send(CONTINUE)
+                except Gone as gone:
                     self.has_failed = True
                     raise ClientDisconnected("the client has gone") from gone
         try:
@@ -596,10 +391,10 @@ class _RequestBody:
                 piece = receiver.next_body()
                 if piece is not None:
                     return piece
-                data = await connection.receive(_BODY_READ_BYTES)
+                data = await client.receive(_BODY_READ_BYTES)
                 if not data:
                     self.has_failed = True
-                    if connection.expired:
+                    if client.expired:
                         raise RequestTimeout("the request body arrived too slowly")
                     raise ClientDisconnected("the connection was closed before the end of the request body")
                 receiver.feed(data)
@@ -612,10 +407,10 @@ class _RequestBody:
 
 
 class _Runtime:
-    """What the connections of one process share: the sweep, the Date header, the request ids."""
+    """What the connections of one process share: the Date header, the request ids, threads to read files with."""
 
     def __init__(self) -> None:
-        self.connections: set[_Connection] = set()
+        self.bridge = Bridge()
         self.host_id = b64encode(os.urandom(24)).decode()
         self._prefix = os.urandom(4).hex().upper()
         self._count = 0
@@ -637,24 +432,17 @@ class _Runtime:
             ).encode()
         return self._common
 
-    async def sweep(self) -> None:
-        while True:
-            await trio.sleep(_SWEEP_S)
-            now = time.monotonic()
-            for connection in tuple(self.connections):
-                connection.sweep(now)
 
-
+# In the run, not in the module: worker processes are forked, and no two may give out the same request ids.
 _RUNTIME: Final[trio.lowlevel.RunVar[_Runtime]] = trio.lowlevel.RunVar("cordwood.conn.runtime")
 
 
-def _runtime() -> _Runtime:
+def _current_runtime() -> _Runtime:
     try:
         return _RUNTIME.get()
     except LookupError:
         runtime = _Runtime()
         _RUNTIME.set(runtime)
-        trio.lowlevel.spawn_system_task(runtime.sweep, name="cordwood connection sweep")
         return runtime
 
 
@@ -710,3 +498,7 @@ async def _close_source(response: Response) -> None:
     if close_stream is not None:
         with trio.CancelScope(shield=True):
             await close_stream()
+
+
+def _next_span(spans: Iterator[Span]) -> Span | None:
+    return next(spans, None)

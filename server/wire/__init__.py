@@ -1,1 +1,4 @@
-"""The sans-io part of the server: bytes and values only, no trio, no await on sockets, no engine."""
+"""The sans-io part of the server: bytes and values only.
+
+Must not know: trio, sockets, threads, the engine; nothing here awaits.
+"""
