@@ -119,8 +119,15 @@ def test_no_exception_is_swallowed_whole() -> None:
     """`except:` and `except BaseException: pass` would eat trio.Cancelled and KeyboardInterrupt."""
     wrong = []
     for path in python_files(*CODE_DIRS):
-        for node in ast.walk(tree_of(path)):
-            if isinstance(node, ast.ExceptHandler):
+        tree = tree_of(path)
+        last_words = {
+            id(handler)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Try) and "os._exit(" in "".join(map(ast.unparse, node.finalbody))
+            for handler in node.handlers
+        }  # the process ends there whatever happens
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ExceptHandler) and id(node) not in last_words:
                 broad = node.type is None or (
                     isinstance(node.type, ast.Name) and node.type.id == "BaseException"
                 )

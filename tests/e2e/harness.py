@@ -104,9 +104,9 @@ class Server:
                 | {"CORDWOOD_ACCESS_KEY": ACCESS_KEY, "CORDWOOD_SECRET_KEY": SECRET_KEY},
                 start_new_session=True,
             )
-        self._wait_until_it_answers(timeout_s)
+        self.wait_until_it_answers(timeout_s)
 
-    def _wait_until_it_answers(self, timeout_s: float) -> None:
+    def wait_until_it_answers(self, timeout_s: float = 60) -> None:
         assert self.process is not None
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
