@@ -250,7 +250,7 @@ class Counter:
 def test_a_worker_that_dies_takes_nothing_with_it_and_brings_nothing_stale_back(
     tmp_path: Path, long_run: bool
 ) -> None:
-    """Workers are killed one by one while clients go on; the supervisor replaces them, each recovers a dead one's log."""
+    """Workers are killed one by one while clients go on; each replacement recovers the log of a dead one."""
     with serving(tmp_path, workers=2) as server:
         server.boto().create_bucket(Bucket="kill")
         before = len(server.processes())
