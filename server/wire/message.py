@@ -1,9 +1,9 @@
 """The plain values that pass between the transport and the S3 surface.
 
-Purpose: one place for what both sides of the seam agree on: a parsed request head, a response to be sent, a request body
-to be received, and the shape of the application in between.
+Purpose: one place for what both sides of the seam agree on: a parsed request head, a response to be sent, a request
+body to be received, and the shape of the application in between.
 Must not know: trio, sockets, the engine, S3.
-Invariants: values only. A `RequestHead` is made by the parser alone and has already passed every check of RFC 9112 framing.
+Invariants: values only. A `RequestHead` is made by the parser alone and has passed every check of RFC 9112 framing.
 """
 
 from __future__ import annotations
