@@ -2,11 +2,11 @@
 
 Must not know: HTTP, S3, what the calls that it runs do.
 Invariants:
-* Nothing that may block runs on the loop: `run` hands it to one of at most `threads` worker threads.
+* Nothing that may block runs on the loop: `submit` and `run` hand it to one of at most `threads` worker threads.
 * A commit that finishes in the engine's own thread wakes the loop once, however many requests it finishes: the first
   finished future schedules one drain, the others only join the queue.
-* A cancelled waiter leaves the engine's future alone: what was submitted is decided by the engine, not by the client's
-  patience.
+* A cancelled waiter leaves the future alone: what was submitted is decided by the engine, not by the client's
+  patience. `run` is not cancellable at all, so nothing that it touches is used by two threads.
 
 Why the drain cannot miss a future: a producer appends first and looks at `_scheduled` second; the drain clears
 `_scheduled` first and empties the queue second. Whatever the interleaving, an appended waiter is seen by this drain or
@@ -17,36 +17,59 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TypeVar, TypeVarTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 import outcome
 import trio
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Ts = TypeVarTuple("Ts")
+
+
+class Pending(Protocol[T_co]):
+    """The part of a future that waiting needs; the engine's own and concurrent.futures' have it."""
+
+    def done(self) -> bool: ...
+    def result(self) -> T_co: ...
+    def add_done_callback(self, callback: Callable[[Any], object], /) -> None: ...
 
 
 class Bridge:
     """Made inside a running trio loop, one per worker process."""
 
     def __init__(self, threads: int = 16) -> None:
-        self._limiter = trio.CapacityLimiter(threads)
+        self._pool = ThreadPoolExecutor(threads, "cordwood-bridge")
         self._token = trio.lowlevel.current_trio_token()
         self._finished: deque[_Waiter] = deque()
         self._scheduled = False
 
-    async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Call `function` in a thread. Not cancellable: the engine finishes what it began."""
-        return await trio.to_thread.run_sync(function, *args, limiter=self._limiter)
+    def submit(self, function: Callable[[*Ts], T], *args: *Ts) -> Future[T]:
+        """Start `function` in a thread; whoever submits must `wait` or `join`."""
+        return self._pool.submit(function, *args)
 
-    async def wait(self, future: Future[T]) -> T:
-        """The result of a future that an engine thread completes."""
+    async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Call `function` in a thread and wait for its end, come what may."""
+        future = self._pool.submit(function, *args)
+        await self.join(future)
+        return future.result()
+
+    async def join(self, future: Pending[object]) -> None:
+        """Wait for the end of a submitted call, whatever its outcome."""
+        with trio.CancelScope(shield=True):
+            try:
+                await self.wait(future)
+            except Exception:
+                return
+
+    async def wait(self, future: Pending[T]) -> T:
+        """The result of what another thread completes."""
         if future.done():
             return future.result()
         waiter = _Waiter(trio.lowlevel.current_task())
 
-        def finished(_: Future[T]) -> None:
+        def finished(_: object) -> None:
             self._finished.append(waiter)
             if not self._scheduled:
                 self._scheduled = True

@@ -64,6 +64,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "InvalidArgument": (400, "Invalid Argument"),
     "InvalidBucketName": (400, "The specified bucket is not valid."),
     "InvalidBucketState": (409, "The request is not valid with the current state of the bucket."),
+    "InvalidChunkSizeError": (403, "Only the last chunk is allowed to have a size less than 8192 bytes"),
     "InvalidDigest": (400, "The Content-MD5 or checksum value that you specified is not valid."),
     "InvalidEncryptionAlgorithmError": (
         400,
@@ -86,6 +87,10 @@ CATALOGUE: dict[str, tuple[int, str]] = {
         "The content of the form does not meet the conditions specified in the policy document.",
     ),
     "InvalidRange": (416, "The requested range is not satisfiable"),
+    "InvalidRedirectLocation": (
+        400,
+        "The website redirect location must have a prefix of 'http://' or 'https://' or '/'.",
+    ),
     "InvalidRequest": (400, "Invalid Request"),
     "InvalidSecurity": (403, "The provided security credentials are not valid."),
     "InvalidStorageClass": (400, "The storage class you specified is not valid"),
@@ -102,6 +107,10 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "MalformedXML": (
         400,
         "The XML you provided was not well-formed or did not validate against our published schema",
+    ),
+    "MalformedTrailerError": (
+        400,
+        "The request contained trailing data that was not well-formed or did not conform to our published schema.",
     ),
     "MaxMessageLengthExceeded": (400, "Your request was too big."),
     "MaxPostPreDataLengthExceededError": (

@@ -240,7 +240,9 @@ def _check_query(
         lowered = key.lower()
         if lowered.startswith("x-amz-"):
             continue
-        if key in _SUBRESOURCES and key not in _VALUED:
+        if key in _VALUED:
+            raise s3_error("InvalidArgument", argument_name=key, argument_value=value)
+        if key in _SUBRESOURCES:
             raise _wrong_subresource(key, method, depth)
         if key in _SELECTING and key != "id" and key in candidates.parameters:
             raise s3_error(

@@ -1,0 +1,176 @@
+"""CopyObject, and the copy source that it shares with UploadPartCopy.
+
+Must not know: how chunks are shared between objects.
+Invariants:
+* A copy reads its source only when the same identity may read it: the source is authorised like a GetObject.
+* No bytes move; when a checksum is asked for that the source lacks, its bytes are read once and not written.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from cordwood.engine import ObjectInfo, Store
+from cordwood.server.handlers.conditions import source_conditions, write_conditions
+from cordwood.server.handlers.describe import (
+    DESCRIPTION,
+    check_acl,
+    checksum_members,
+    storage_class,
+    system_headers,
+    user_metadata,
+)
+from cordwood.server.handlers.request import Request, handles
+from cordwood.server.wire.checksums import hasher
+from cordwood.server.wire.errors import s3_error
+from cordwood.server.wire.interpret import respond
+from cordwood.server.wire.message import Response
+from cordwood.server.wire.route import check_key
+
+SOURCE_CONDITIONS: Final = (
+    "CopySource CopySourceIfMatch CopySourceIfNoneMatch CopySourceIfModifiedSince CopySourceIfUnmodifiedSince"
+)
+
+
+class Source:
+    """A parsed x-amz-copy-source."""
+
+    __slots__ = ("bucket", "key", "version_id")
+
+    def __init__(self, bucket: str, key: str, version_id: str | None) -> None:
+        self.bucket = bucket
+        self.key = key
+        self.version_id = version_id
+
+
+def parse_source(text: str) -> Source:
+    """`[/]bucket/key[?versionId=id]`, percent-encoded once. The path is taken literally: `..` is a name like any."""
+    path, mark, query = text.partition("?versionId=")
+    try:
+        decoded = unquote_to_bytes(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise _bad_source(text) from None
+    bucket, _, key = decoded.removeprefix("/").partition("/")
+    if not bucket or not key or bucket.startswith("arn:"):
+        raise _bad_source(text)
+    check_key(key)
+    if mark and not query:
+        raise s3_error(
+            "InvalidArgument",
+            "Version id cannot be the empty string",
+            argument_name="x-amz-copy-source",
+            argument_value=text,
+        )
+    return Source(bucket, key, query if mark else None)
+
+
+def _bad_source(text: str) -> Exception:
+    return s3_error(
+        "InvalidArgument",
+        "Copy Source must mention the source bucket and key: sourcebucket/sourcekey",
+        argument_name="x-amz-copy-source",
+        argument_value=text,
+    )
+
+
+def authorise_source(request: Request, source: Source) -> bool:
+    """May the identity read the source? Returns whether the source's bucket keeps versions."""
+    action = "s3:GetObjectVersion" if source.version_id is not None else "s3:GetObject"
+    info = request.service.authorise(request.verified, action, source.bucket, source.key)
+    expected = request.params.get("ExpectedSourceBucketOwner")
+    if expected is not None and expected != info.attrs.get("owner", {}).get("id"):
+        raise s3_error("AccessDenied")
+    return info.versioning != ""
+
+
+@handles(
+    "CopyObject",
+    f"{DESCRIPTION} {SOURCE_CONDITIONS} MetadataDirective ChecksumAlgorithm IfMatch IfNoneMatch "
+    "ExpectedSourceBucketOwner",
+    # Objects have neither tags nor annotations yet: copying none and replacing them by none are the same.
+    ignores="TaggingDirective AnnotationDirective",
+)
+async def copy_object(request: Request) -> Response:
+    params = request.params
+    check_acl(params)
+    source = parse_source(params["CopySource"])
+    is_source_versioned = authorise_source(request, source)
+    store = request.service.store
+    described = params.get("MetadataDirective", "COPY") == "REPLACE"
+    if (source.bucket, source.key) == (request.bucket, request.key) and source.version_id is None:
+        _check_self_copy(params, described)
+    info = await request.service.bridge.run(_copy, store, request, source, described)
+    result = {
+        "ETag": f'"{info.etag}"',
+        "LastModified": info.modified_ms,
+        **checksum_members(info.checksums, info.checksum_type),
+    }
+    members: dict[str, Any] = {"CopyObjectResult": result}
+    if is_source_versioned:
+        # Without a version in the request the current one was copied; only the engine could tell which.
+        members["CopySourceVersionId"] = source.version_id
+    if request.has_versioning:
+        members["VersionId"] = info.version_id
+    return respond(request.operation, members)
+
+
+def _check_self_copy(params: dict[str, Any], described: bool) -> None:
+    if not described and "StorageClass" not in params and "WebsiteRedirectLocation" not in params:
+        raise s3_error(
+            "InvalidRequest",
+            "This copy request is illegal because it is trying to copy an object to itself without changing the "
+            "object's metadata, storage class, website redirect location or encryption attributes.",
+        )
+
+
+def _copy(store: Store, request: Request, source: Source, described: bool) -> ObjectInfo:
+    params = request.params
+    original = store.head(source.bucket, source.key, version_id=source.version_id)
+    if described:
+        headers: dict[str, str] = system_headers(params)
+        metadata = user_metadata(params)
+    else:
+        headers = dict(original.headers)
+        metadata = dict(original.metadata)
+        # The redirect is never copied; it belongs to the page, not to the object (as AWS).
+        headers.pop("x-amz-website-redirect-location", None)
+        if params.get("WebsiteRedirectLocation"):
+            redirect = system_headers({"WebsiteRedirectLocation": params["WebsiteRedirectLocation"]})
+            headers["x-amz-website-redirect-location"] = redirect["x-amz-website-redirect-location"]
+    checksums = checksum_type = None
+    algorithm = params.get("ChecksumAlgorithm")
+    if algorithm is not None and algorithm not in original.checksums:
+        checksums = {algorithm: checksum_of(store, source, algorithm, original.etag)}
+        checksum_type = "FULL_OBJECT"
+    return store.copy(
+        source.bucket,
+        source.key,
+        request.bucket,
+        request.key,
+        src_version_id=source.version_id,
+        src_conditions=source_conditions(params),
+        conditions=write_conditions(params),
+        headers=headers,
+        metadata=metadata,
+        checksums=checksums,
+        checksum_type=checksum_type,
+        storage_class=storage_class(params),
+    )
+
+
+def checksum_of(
+    store: Store,
+    source: Source,
+    algorithm: str,
+    etag: str,
+    byte_range: tuple[int, int] | None = None,
+) -> str:
+    """Read the source once for its checksum. Blocking. The source must still be the one with `etag`."""
+    digest = hasher(algorithm)
+    with store.get(source.bucket, source.key, version_id=source.version_id, range=byte_range) as reader:
+        if reader.info.etag != etag:
+            raise s3_error("OperationAborted")
+        for block in reader:
+            digest.update(block)
+    return digest.base64()

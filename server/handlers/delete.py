@@ -1,0 +1,126 @@
+"""DeleteObject and DeleteObjects.
+
+Must not know: versions beyond their ids; the engine decides what a delete does in which bucket.
+Invariant: in a batch every key is decided alone and every key is answered, in the order of the request.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from cordwood.engine import Conditions, DeleteResult
+from cordwood.engine import errors as engine_errors
+from cordwood.server.handlers.conditions import etags, version_text
+from cordwood.server.handlers.failures import translate
+from cordwood.server.handlers.ingest import CHECKS, receive_document
+from cordwood.server.handlers.request import Request, handles
+from cordwood.server.wire.errors import S3Error, s3_error
+from cordwood.server.wire.interpret import read_document, respond
+from cordwood.server.wire.message import Response
+from cordwood.server.wire.route import check_key
+from cordwood.server.wire.xml import malformed
+
+MAX_KEYS: Final = 1000
+
+
+@handles(
+    "DeleteObject",
+    "VersionId IfMatch IfMatchLastModifiedTime IfMatchSize",
+    # Bypassing a retention that nothing can have yet changes nothing.
+    ignores="BypassGovernanceRetention",
+)
+async def delete_object(request: Request) -> Response:
+    params = request.params
+    conditions = _conditions(
+        params.get("IfMatch"), params.get("IfMatchLastModifiedTime"), params.get("IfMatchSize")
+    )
+    future = request.service.store.delete_async(
+        request.bucket, request.key, version_id=version_text(params), conditions=conditions
+    )
+    result = await request.service.bridge.wait(future)
+    return respond(request.operation, _outcome(result))
+
+
+def _conditions(etag: str | None, modified_s: float | None, size: int | None) -> Conditions | None:
+    if etag is None and modified_s is None and size is None:
+        return None
+    return Conditions(
+        if_match=etags(etag) if etag is not None else (),
+        if_modified_ms=int(modified_s * 1000) if modified_s is not None else None,
+        if_size=size,
+    )
+
+
+def _outcome(result: DeleteResult) -> dict[str, Any]:
+    """VersionId and DeleteMarker, present only where versions are kept."""
+    members: dict[str, Any] = {}
+    if result.version_id is not None:
+        members["VersionId"] = result.version_id
+    if result.is_delete_marker:
+        members["DeleteMarker"] = True
+    return members
+
+
+@handles("DeleteObjects", f"Delete {CHECKS}", ignores="BypassGovernanceRetention")
+async def delete_objects(request: Request) -> Response:
+    delete = read_document(request.operation, await receive_document(request, must_have_digest=True))
+    entries = delete["Objects"]
+    if not entries or len(entries) > MAX_KEYS:
+        raise malformed(f"a request may name 1 to {MAX_KEYS} keys")
+    outcomes: list[dict[str, Any] | S3Error] = [{} for _ in entries]
+    wanted: list[tuple[str, str | None, Conditions | None]] = []
+    places: list[int] = []
+    for place, entry in enumerate(entries):
+        try:
+            if not entry["Key"]:
+                raise s3_error("UserKeyMustBeSpecified")
+            check_key(entry["Key"])
+            conditions = _conditions(entry.get("ETag"), entry.get("LastModifiedTime"), entry.get("Size"))
+        except S3Error as error:
+            outcomes[place] = error
+            continue
+        wanted.append((entry["Key"], entry.get("VersionId") or None, conditions))
+        places.append(place)
+    service = request.service
+    results = await service.bridge.run(service.store.delete_many, request.bucket, wanted)
+    for place, result in zip(places, results, strict=True):
+        if isinstance(result, engine_errors.CordwoodError):
+            outcomes[place] = translate(result, request.head, request.params)
+        else:
+            outcomes[place] = _batch_outcome(result, entries[place])
+    return _answer(request, entries, outcomes, is_quiet=bool(delete.get("Quiet")))
+
+
+def _batch_outcome(result: DeleteResult, entry: dict[str, Any]) -> dict[str, Any]:
+    """In a batch the version asked for and the marker made or removed have elements of their own."""
+    members: dict[str, Any] = {}
+    if entry.get("VersionId"):
+        members["VersionId"] = entry["VersionId"]
+    if result.is_delete_marker:
+        members["DeleteMarker"] = True
+        members["DeleteMarkerVersionId"] = result.version_id
+    return members
+
+
+def _answer(
+    request: Request,
+    entries: list[dict[str, Any]],
+    outcomes: list[dict[str, Any] | S3Error],
+    *,
+    is_quiet: bool,
+) -> Response:
+    deleted = []
+    failed = []
+    for entry, outcome in zip(entries, outcomes, strict=True):
+        if isinstance(outcome, S3Error):
+            failed.append(
+                {
+                    "Key": entry["Key"],
+                    "VersionId": entry.get("VersionId"),
+                    "Code": outcome.code,
+                    "Message": outcome.message,
+                }
+            )
+        elif not is_quiet:
+            deleted.append({"Key": entry["Key"], **outcome})
+    return respond(request.operation, {"Deleted": deleted, "Errors": failed})

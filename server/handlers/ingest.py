@@ -1,0 +1,283 @@
+"""From the request body to a writer of the engine: decoded, hashed, verified, then handed over for the commit.
+
+Must not know: which operation it serves, signatures (the decoder checks them).
+Invariants:
+* Nothing is committed before the whole body has arrived and its length, payload hash, Content-MD5 and checksum hold.
+* On any failure, a disconnect and a cancellation included, the writer is aborted, and never while a thread uses it.
+* A body above the writer's `inline_max` is never on the loop longer than a copy, and never held whole: at most two
+  batches of BATCH_BYTES are in memory, one being filled while a thread decodes, hashes and writes the other.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from cordwood.server.handlers.describe import ALGORITHMS
+from cordwood.server.handlers.request import Request
+from cordwood.server.wire.aws_chunked import PayloadDecoder, payload_decoder
+from cordwood.server.wire.checksums import Hasher, digest_bytes, hasher
+from cordwood.server.wire.errors import s3_error
+from cordwood.server.wire.xml import MAX_BYTES
+
+BATCH_BYTES: Final = 1 << 20
+MAX_UPLOAD_BYTES: Final = 5 << 30
+
+# What AWS computes when the client names no algorithm.
+DEFAULT_ALGORITHM: Final = "CRC64NVME"
+
+_HEADER_OF: Final = {algorithm: f"x-amz-checksum-{algorithm.lower()}" for algorithm in ALGORITHMS}
+_ALGORITHM_OF: Final = {header: algorithm for algorithm, header in _HEADER_OF.items()}
+# The members that `Integrity` reads; for the `takes` of every handler that has a body.
+CHECKS: Final = "ChecksumAlgorithm ContentMD5 " + " ".join(f"Checksum{algorithm}" for algorithm in ALGORITHMS)
+
+
+class Writer(Protocol):
+    """What an ObjectWriter and a PartWriter have in common here."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def inline_max(self) -> int: ...
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+    def md5_hex(self) -> str: ...
+    def abort(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Integrity:
+    """What the client promised about its body. `algorithm` is None when it named none."""
+
+    md5_hex: str | None
+    algorithm: str | None
+    expected: str | None
+    """The checksum in the header; None when it comes in the trailer, or not at all."""
+    is_trailing: bool
+
+    def verify(self, computed: dict[str, str], md5_hex: str | None, trailers: dict[str, str]) -> None:
+        """Compare the promises with what arrived; S3Error("BadDigest") on the first that does not hold."""
+        if self.md5_hex is not None and self.md5_hex != md5_hex:
+            raise s3_error(
+                "BadDigest",
+                "The Content-MD5 you specified did not match what we received.",
+                expected_digest=self.md5_hex,
+                calculated_digest=md5_hex,
+            )
+        if self.algorithm is None:
+            return
+        expected = self.expected
+        if self.is_trailing:
+            expected = trailers.get(_HEADER_OF[self.algorithm])
+            if expected is None:
+                raise s3_error("MalformedTrailerError")
+            check_digest(self.algorithm, expected)
+        if expected is not None and expected != computed[self.algorithm]:
+            raise s3_error(
+                "BadDigest", f"The {self.algorithm} you specified did not match the calculated checksum."
+            )
+
+
+def integrity(request: Request) -> Integrity:
+    """Read the checks from the headers, refusing those that cannot be meant."""
+    params = request.params
+    md5_hex = None
+    content_md5 = params.get("ContentMD5")
+    if content_md5 is not None:
+        md5_hex = _content_md5(content_md5)
+    named = params.get("ChecksumAlgorithm")
+    algorithm = expected = None
+    for candidate in ALGORITHMS:
+        value = params.get(f"Checksum{candidate}")
+        if value is None:
+            continue
+        if algorithm is not None:
+            raise s3_error(
+                "InvalidRequest",
+                "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
+            )
+        algorithm, expected = candidate, value.strip()
+        check_digest(algorithm, expected)
+    is_trailing = False
+    for name in request.verified.payload.trailer_names:
+        trailing = _ALGORITHM_OF.get(name)
+        if trailing is None:
+            raise s3_error(
+                "InvalidRequest", "The value specified in the x-amz-trailer header is not supported"
+            )
+        if algorithm is not None:
+            raise s3_error(
+                "InvalidRequest",
+                "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
+            )
+        algorithm, is_trailing = trailing, True
+    if named is not None:
+        if algorithm is None:
+            raise s3_error(
+                "InvalidRequest",
+                "x-amz-sdk-checksum-algorithm specified, but no corresponding x-amz-checksum-* or x-amz-trailer "
+                "headers were found.",
+            )
+        if named != algorithm:
+            raise s3_error("InvalidRequest", "Value for x-amz-sdk-checksum-algorithm header is invalid.")
+    return Integrity(md5_hex, algorithm, expected, is_trailing)
+
+
+def check_digest(algorithm: str, value: str, header: str | None = None) -> None:
+    """Is this base64 of a digest of the right length?"""
+    try:
+        size = len(base64.b64decode(value, validate=True))
+    except (binascii.Error, ValueError):
+        size = -1
+    if size != digest_bytes(algorithm):
+        raise s3_error("InvalidRequest", f"Value for {header or _HEADER_OF[algorithm]} header is invalid.")
+
+
+def _content_md5(text: str) -> str:
+    try:
+        digest = base64.b64decode(text.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        digest = b""
+    if len(digest) != 16:
+        raise s3_error("InvalidDigest", content_md5=text)
+    return digest.hex()
+
+
+def declared_bytes(request: Request, limit: int = MAX_UPLOAD_BYTES) -> int | None:
+    """The length of the decoded body as declared, None when only its end will tell. Refuses what is too large."""
+    plan = request.verified.payload
+    size = plan.decoded_length if plan.is_streaming else request.head.content_length
+    if size is None and not request.head.is_chunked:
+        raise s3_error("MissingContentLength")
+    if size is not None and size > limit:
+        raise s3_error("EntityTooLarge", proposed_size=size, max_size_allowed=limit)
+    return size
+
+
+async def ingest(
+    request: Request, writer: Writer, checks: Integrity, algorithms: tuple[str, ...]
+) -> dict[str, str]:
+    """Move the body into `writer` and verify it. Returns the checksum by each of `algorithms`.
+
+    Aborts the writer on failure. The caller flushes and commits.
+    """
+    try:
+        hashers = {algorithm: hasher(algorithm) for algorithm in algorithms}
+        if checks.algorithm is not None and checks.algorithm not in hashers:
+            hashers[checks.algorithm] = hasher(checks.algorithm)
+        decoder = payload_decoder(request.verified.payload, request.head)
+        sink = _Sink(decoder, tuple(hashers.values()), writer)
+        size = declared_bytes(request)
+        raw_size = request.head.content_length
+        if size is None or raw_size is None or raw_size > writer.inline_max:
+            await _pump(request, sink)
+            computed, md5_hex, trailers = await request.service.bridge.run(_finish, sink, hashers)
+        else:
+            receive = request.body.receive
+            while data := await receive():
+                sink.consume((data,))
+            computed, md5_hex, trailers = _finish(sink, hashers)
+        checks.verify(computed, md5_hex, trailers)
+    except BaseException:
+        writer.abort()
+        raise
+    return computed
+
+
+class _Sink:
+    """Decodes, hashes and writes; used by one thread at a time."""
+
+    __slots__ = ("_feed", "_limit", "_updates", "decoder", "writer")
+
+    def __init__(self, decoder: PayloadDecoder, hashers: tuple[Hasher, ...], writer: Writer) -> None:
+        self.decoder = decoder
+        self.writer = writer
+        self._feed = decoder.feed
+        self._updates = tuple(each.update for each in hashers)
+
+    def consume(self, batch: list[bytes] | tuple[bytes, ...]) -> None:
+        writer = self.writer
+        for data in batch:
+            for piece in self._feed(data):
+                if writer.size + len(piece) > MAX_UPLOAD_BYTES:
+                    raise s3_error("EntityTooLarge", max_size_allowed=MAX_UPLOAD_BYTES)
+                for update in self._updates:
+                    update(piece)
+                writer.write(piece)
+
+
+def _finish(sink: _Sink, hashers: dict[str, Hasher]) -> tuple[dict[str, str], str, dict[str, str]]:
+    trailers = sink.decoder.finish()
+    computed = {algorithm: each.base64() for algorithm, each in hashers.items()}
+    return computed, sink.writer.md5_hex(), trailers
+
+
+async def _pump(request: Request, sink: _Sink) -> None:
+    bridge = request.service.bridge
+    receive = request.body.receive
+    job = None
+    try:
+        while True:
+            batch: list[bytes] = []
+            size = 0
+            while size < BATCH_BYTES and (data := await receive()):
+                batch.append(data)
+                size += len(data)
+            if job is not None:
+                await bridge.join(job)
+                finished, job = job, None
+                finished.result()
+            if not batch:
+                return
+            job = bridge.submit(sink.consume, batch)
+    finally:
+        if job is not None:
+            await bridge.join(job)
+
+
+async def receive_document(
+    request: Request, *, must_have_digest: bool = False, is_object_checksum: bool = False
+) -> bytes:
+    """A small body whole, verified like any other. Refuses more than MAX_BYTES before reading.
+
+    `must_have_digest`: the operation is one of those for which AWS insists on a Content-MD5 or a checksum.
+    `is_object_checksum`: the x-amz-checksum-* headers speak of an object, not of this body.
+    """
+    checks = Integrity(None, None, None, False) if is_object_checksum else integrity(request)
+    if must_have_digest and checks.md5_hex is None and checks.algorithm is None:
+        raise s3_error(
+            "InvalidRequest", "Missing required header for this request: Content-MD5 OR x-amz-checksum-*"
+        )
+    size = declared_bytes(request, MAX_UPLOAD_BYTES)
+    if size is not None and size > MAX_BYTES:
+        raise s3_error("MaxMessageLengthExceeded", max_message_length_bytes=MAX_BYTES)
+    memory = _Memory()
+    algorithms = (checks.algorithm,) if checks.algorithm is not None else ()
+    await ingest(request, memory, checks, algorithms)
+    return bytes(memory.data)
+
+
+class _Memory:
+    """A writer that only keeps the bytes."""
+
+    inline_max = MAX_BYTES
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if len(self.data) + len(data) > MAX_BYTES:
+            raise s3_error("MaxMessageLengthExceeded", max_message_length_bytes=MAX_BYTES)
+        self.data += data
+
+    def md5_hex(self) -> str:
+        return hashlib.md5(self.data, usedforsecurity=False).hexdigest()
+
+    def abort(self) -> None:
+        self.data.clear()

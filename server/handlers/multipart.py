@@ -1,0 +1,464 @@
+"""The multipart family: create, upload and copy parts, complete, abort, list parts, list uploads.
+
+Must not know: where parts live.
+Invariants:
+* Every part carries the checksum that the finished object will need: that of the upload's algorithm, or CRC64NVME when
+  the upload named none, so that completing never reads the parts' bytes again.
+* An upload id is used only together with the bucket and key that it was made for (the engine checks).
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import Any, Final
+
+from cordwood.engine import PartInfo, Store, UploadInfo
+from cordwood.engine import errors as engine_errors
+from cordwood.server.handlers.buckets import owner_members
+from cordwood.server.handlers.conditions import bare, source_conditions, write_conditions
+from cordwood.server.handlers.copy import (
+    SOURCE_CONDITIONS,
+    Source,
+    authorise_source,
+    checksum_of,
+    parse_source,
+)
+from cordwood.server.handlers.describe import (
+    ALGORITHMS,
+    DESCRIPTION,
+    check_acl,
+    checksum_members,
+    storage_class,
+    system_headers,
+    user_metadata,
+)
+from cordwood.server.handlers.ingest import (
+    CHECKS,
+    DEFAULT_ALGORITHM,
+    check_digest,
+    ingest,
+    integrity,
+    receive_document,
+)
+from cordwood.server.handlers.listing import encoder, page_size
+from cordwood.server.handlers.request import Request, handles
+from cordwood.server.wire.checksums import combine, composite
+from cordwood.server.wire.errors import s3_error
+from cordwood.server.wire.interpret import read_document, respond
+from cordwood.server.wire.message import Response
+from cordwood.server.wire.xml import malformed
+
+MAX_PARTS: Final = 10_000
+MAX_PART_BYTES: Final = 5 << 30
+MAX_PAGE: Final = 1000
+FULL_OBJECT: Final = "FULL_OBJECT"
+COMPOSITE: Final = "COMPOSITE"
+
+# Which types each algorithm has; the first is the default. Only CRCs can be combined without the bytes.
+_TYPES: Final = {
+    "CRC64NVME": (FULL_OBJECT,),
+    "CRC32": (COMPOSITE, FULL_OBJECT),
+    "CRC32C": (COMPOSITE, FULL_OBJECT),
+}
+
+
+@handles("CreateMultipartUpload", f"{DESCRIPTION} ChecksumAlgorithm ChecksumType")
+async def create_multipart_upload(request: Request) -> Response:
+    params = request.params
+    check_acl(params)
+    algorithm = params.get("ChecksumAlgorithm", "")
+    kind = params.get("ChecksumType", "")
+    if kind and not algorithm:
+        raise s3_error(
+            "InvalidRequest",
+            "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.",
+        )
+    if algorithm:
+        types = _TYPES.get(algorithm, (COMPOSITE,))
+        if kind and kind not in types:
+            raise s3_error(
+                "InvalidRequest",
+                f"The {kind} checksum type cannot be used with the {algorithm.lower()} checksum algorithm.",
+            )
+        kind = kind or types[0]
+    store = request.service.store
+
+    def create() -> UploadInfo:
+        return store.create_upload(
+            request.bucket,
+            request.key,
+            headers=system_headers(params),
+            metadata=user_metadata(params),
+            storage_class=storage_class(params),
+            checksum_algorithm=algorithm,
+            checksum_type=kind,
+        )
+
+    upload = await request.service.bridge.run(create)
+    return respond(
+        request.operation,
+        {
+            "Bucket": request.bucket,
+            "Key": request.key,
+            "UploadId": upload.upload_id,
+            "ChecksumAlgorithm": algorithm or None,
+            "ChecksumType": kind or None,
+        },
+    )
+
+
+def _part_number(request: Request) -> int:
+    number: int = request.params["PartNumber"]
+    if not 1 <= number <= MAX_PARTS:
+        raise s3_error(
+            "InvalidArgument",
+            f"Part number must be an integer between 1 and {MAX_PARTS}, inclusive",
+            argument_name="partNumber",
+            argument_value=number,
+        )
+    return number
+
+
+def _upload(request: Request) -> UploadInfo:
+    return request.service.store.head_upload(request.bucket, request.key, request.params["UploadId"])
+
+
+@handles("UploadPart", f"Body ContentLength PartNumber UploadId {CHECKS}")
+async def upload_part(request: Request) -> Response:
+    number = _part_number(request)
+    checks = integrity(request)
+    upload = _upload(request)
+    wanted = upload.checksum_algorithm or DEFAULT_ALGORITHM
+    if upload.checksum_algorithm and checks.algorithm not in (None, wanted):
+        raise s3_error(
+            "InvalidRequest",
+            f"Checksum Type mismatch occurred, expected checksum Type: {wanted.lower()}, "
+            f"actual checksum Type: {str(checks.algorithm).lower()}",
+        )
+    writer = request.service.store.part_writer(request.bucket, request.key, upload.upload_id, number)
+    computed = await ingest(request, writer, checks, (wanted,))
+    bridge = request.service.bridge
+    try:
+        await bridge.run(writer.flush)
+        future = writer.commit_async(checksums=computed)
+    except BaseException:
+        writer.abort()
+        raise
+    part = await bridge.wait(future)
+    named = checks.algorithm or wanted
+    return respond(request.operation, {"ETag": f'"{part.etag}"', f"Checksum{named}": computed[named]})
+
+
+_COPY_RANGE: Final = re.compile(r"bytes=([0-9]{1,19})-([0-9]{1,19})\Z")
+
+
+@handles(
+    "UploadPartCopy", f"{SOURCE_CONDITIONS} CopySourceRange PartNumber UploadId ExpectedSourceBucketOwner"
+)
+async def upload_part_copy(request: Request) -> Response:
+    params = request.params
+    number = _part_number(request)
+    source = parse_source(params["CopySource"])
+    byte_range = _copy_range(params.get("CopySourceRange"))
+    is_source_versioned = authorise_source(request, source)
+    upload = _upload(request)
+    part = await request.service.bridge.run(_copy_part, request, upload, number, source, byte_range)
+    result: dict[str, Any] = {"ETag": f'"{part.etag}"', "LastModified": part.modified_ms}
+    if upload.checksum_algorithm:
+        result.update(checksum_members(part.checksums, ""))
+    members: dict[str, Any] = {"CopyPartResult": result}
+    if is_source_versioned:
+        members["CopySourceVersionId"] = source.version_id
+    return respond(request.operation, members)
+
+
+def _copy_range(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = _COPY_RANGE.match(text)
+    if match is None or int(match[1]) > int(match[2]):
+        raise s3_error(
+            "InvalidArgument",
+            "The x-amz-copy-source-range value must be of the form bytes=first-last where first and last are the "
+            "zero-based offsets of the first and last bytes to copy",
+            argument_name="x-amz-copy-source-range",
+            argument_value=text,
+        )
+    return int(match[1]), int(match[2])
+
+
+def _copy_part(
+    request: Request, upload: UploadInfo, number: int, source: Source, byte_range: tuple[int, int] | None
+) -> PartInfo:
+    store = request.service.store
+    conditions = source_conditions(request.params)
+    info = store.head(source.bucket, source.key, version_id=source.version_id, conditions=conditions)
+    if byte_range is not None and byte_range[1] >= info.size:
+        raise s3_error(
+            "InvalidRange",
+            f"Range specified is not valid for source object of size: {info.size}",
+            range_requested=request.params["CopySourceRange"],
+            actual_object_size=info.size,
+        )
+    wanted = upload.checksum_algorithm or DEFAULT_ALGORITHM
+    is_whole = byte_range is None or byte_range == (0, info.size - 1)
+    known = info.checksums.get(wanted) if is_whole and info.checksum_type == FULL_OBJECT else None
+    checksum = known or checksum_of(store, source, wanted, info.etag, byte_range)
+    return store.copy_part(
+        request.bucket,
+        request.key,
+        upload.upload_id,
+        number,
+        source.bucket,
+        source.key,
+        src_version_id=source.version_id,
+        src_conditions=conditions,
+        range=byte_range,
+        checksums={wanted: checksum},
+    )
+
+
+_PART_CHECKSUMS: Final = {f"Checksum{algorithm}": algorithm for algorithm in ALGORITHMS}
+
+
+@handles(
+    "CompleteMultipartUpload",
+    f"MultipartUpload UploadId MpuObjectSize ChecksumType IfMatch IfNoneMatch {' '.join(_PART_CHECKSUMS)}",
+)
+async def complete_multipart_upload(request: Request) -> Response:
+    conditions = write_conditions(request.params)
+    document = read_document(request.operation, await receive_document(request, is_object_checksum=True))
+    parts = document.get("Parts")
+    if not parts:
+        raise malformed("a completed upload needs at least one part")
+    if len(parts) > MAX_PARTS:
+        raise malformed(f"more than {MAX_PARTS} parts")
+    for part in parts:
+        if "PartNumber" not in part or "ETag" not in part:
+            raise malformed("a part needs PartNumber and ETag")
+    numbers = [part["PartNumber"] for part in parts]
+    if any(later <= earlier for earlier, later in pairwise(numbers)):
+        raise s3_error("InvalidPartOrder", upload_id=request.params["UploadId"])
+
+    def complete() -> Response:
+        store = request.service.store
+        wanted = [(part["PartNumber"], bare(part["ETag"])) for part in parts]
+        try:
+            upload = _upload(request)
+        except engine_errors.UploadNotFound:
+            # Perhaps a repeated request whose first answer was lost: the engine knows what it completed.
+            checksums: dict[str, str] = {}
+            kind = ""
+        else:
+            checksums, kind = _object_checksums(store, request, upload, parts)
+        info = store.complete_upload(
+            request.bucket,
+            request.key,
+            request.params["UploadId"],
+            wanted,
+            checksums=checksums,
+            checksum_type=kind,
+            conditions=conditions,
+        )
+        members = {
+            "Location": _location(request),
+            "Bucket": request.bucket,
+            "Key": request.key,
+            "ETag": f'"{info.etag}"',
+            **checksum_members(info.checksums, info.checksum_type),
+        }
+        if request.has_versioning:
+            members["VersionId"] = info.version_id
+        return respond(request.operation, members)
+
+    return await request.service.bridge.run(complete)
+
+
+def _location(request: Request) -> str:
+    scheme = "https" if request.is_tls else "http"
+    path = request.head.raw_path.decode("latin-1")
+    return f"{scheme}://{request.head.headers.get('host', '')}{path}"
+
+
+def _object_checksums(
+    store: Store, request: Request, upload: UploadInfo, parts: list[dict[str, Any]]
+) -> tuple[dict[str, str], str]:
+    """Check what the client says of the parts and the whole, and derive the object's checksum from its parts'."""
+    stored: dict[int, PartInfo] = {}
+    after = 0
+    while True:
+        page = store.list_parts(upload.bucket, upload.key, upload.upload_id, after=after, max_parts=MAX_PAGE)
+        stored.update((part.number, part) for part in page.parts)
+        if not page.truncated or page.next is None:
+            break
+        after = page.next
+    chosen: list[PartInfo] = []
+    for part in parts:
+        found = stored.get(part["PartNumber"])
+        if found is None or found.etag != bare(part["ETag"]):
+            raise _invalid_part(upload, part)
+        for member, algorithm in _PART_CHECKSUMS.items():
+            if member in part and found.checksums.get(algorithm, part[member]) != part[member]:
+                raise _invalid_part(upload, part)
+        chosen.append(found)
+    size = request.params.get("MpuObjectSize")
+    total = sum(part.size for part in chosen)
+    if size is not None and size != total:
+        raise s3_error(
+            "InvalidRequest",
+            f"The provided 'x-amz-mp-object-size' header value {size} does not match what was computed: {total}",
+        )
+    algorithm = upload.checksum_algorithm or DEFAULT_ALGORITHM
+    kind = upload.checksum_type or FULL_OBJECT
+    said_kind = request.params.get("ChecksumType")
+    if said_kind is not None and said_kind != kind:
+        raise s3_error(
+            "InvalidRequest",
+            f"The upload was created using the {kind} checksum mode. The complete request must use the same "
+            "checksum mode.",
+        )
+    if any(algorithm not in part.checksums for part in chosen):
+        return {}, ""
+    if kind == COMPOSITE:
+        value = composite(algorithm, [part.checksums[algorithm] for part in chosen])
+    else:
+        value = combine(algorithm, [(part.checksums[algorithm], part.size) for part in chosen])
+    _check_whole(request, upload, algorithm, value)
+    return {algorithm: value}, kind
+
+
+def _check_whole(request: Request, upload: UploadInfo, algorithm: str, value: str) -> None:
+    """x-amz-checksum-* of the finished object, with or without the number of parts behind it."""
+    for member, named in _PART_CHECKSUMS.items():
+        said = request.params.get(member)
+        if said is None:
+            continue
+        digest = said.strip().partition("-")[0]
+        check_digest(named, digest)
+        if named != algorithm:
+            if upload.checksum_algorithm:
+                raise s3_error(
+                    "InvalidRequest",
+                    f"Checksum Type mismatch occurred, expected checksum Type: {algorithm.lower()}, "
+                    f"actual checksum Type: {named.lower()}",
+                )
+            continue
+        if said.strip() != value and said.strip() != value.partition("-")[0]:
+            raise s3_error("BadDigest", f"The {named} you specified did not match the calculated checksum.")
+
+
+def _invalid_part(upload: UploadInfo, part: dict[str, Any]) -> Exception:
+    return s3_error(
+        "InvalidPart", upload_id=upload.upload_id, part_number=part["PartNumber"], ETag=bare(part["ETag"])
+    )
+
+
+@handles("AbortMultipartUpload", "UploadId")
+async def abort_multipart_upload(request: Request) -> Response:
+    service = request.service
+    await service.bridge.run(
+        service.store.abort_upload, request.bucket, request.key, request.params["UploadId"]
+    )
+    return respond(request.operation, {})
+
+
+@handles("ListParts", "MaxParts PartNumberMarker UploadId")
+async def list_parts(request: Request) -> Response:
+    params = request.params
+    limit = page_size(params, "MaxParts", "max-parts", MAX_PAGE)
+    marker = params.get("PartNumberMarker", "0")
+    if not marker.isascii() or not marker.isdigit() or int(marker) >= 1 << 31:
+        raise s3_error(
+            "InvalidArgument",
+            "Provided part-number-marker not an integer or within integer range",
+            argument_name="part-number-marker",
+            argument_value=marker,
+        )
+    upload = _upload(request)
+    listing = await request.service.bridge.run(
+        lambda: request.service.store.list_parts(
+            request.bucket, request.key, upload.upload_id, after=int(marker), max_parts=limit
+        )
+    )
+    owner = owner_members(request)
+    parts = []
+    for part in listing.parts:
+        members: dict[str, Any] = {
+            "PartNumber": part.number,
+            "LastModified": part.modified_ms,
+            "ETag": f'"{part.etag}"',
+            "Size": part.size,
+        }
+        if upload.checksum_algorithm:
+            members.update(checksum_members(part.checksums, ""))
+        parts.append(members)
+    is_truncated = listing.truncated and limit > 0
+    return respond(
+        request.operation,
+        {
+            "Bucket": request.bucket,
+            "Key": request.key,
+            "UploadId": upload.upload_id,
+            "PartNumberMarker": marker,
+            "NextPartNumberMarker": str(listing.parts[-1].number) if listing.parts else None,
+            "MaxParts": limit,
+            "IsTruncated": is_truncated,
+            "Parts": parts,
+            "Initiator": owner,
+            "Owner": owner,
+            "StorageClass": upload.storage_class,
+            "ChecksumAlgorithm": upload.checksum_algorithm or None,
+            "ChecksumType": upload.checksum_type or None,
+        },
+    )
+
+
+@handles("ListMultipartUploads", "Delimiter EncodingType KeyMarker MaxUploads Prefix UploadIdMarker")
+async def list_multipart_uploads(request: Request) -> Response:
+    params = request.params
+    limit = page_size(params, "MaxUploads", "max-uploads", MAX_PAGE)
+    prefix, delimiter = params.get("Prefix", ""), params.get("Delimiter", "")
+    key_marker, upload_marker = params.get("KeyMarker", ""), params.get("UploadIdMarker", "")
+    encode = encoder(params)
+    listing = await request.service.bridge.run(
+        lambda: request.service.store.list_uploads(
+            request.bucket,
+            prefix=prefix,
+            delimiter=delimiter,
+            key_marker=key_marker,
+            # AWS ignores an upload id without a key.
+            upload_id_marker=upload_marker if key_marker else "",
+            max_uploads=limit,
+        )
+    )
+    owner = owner_members(request)
+    is_truncated = listing.truncated and limit > 0
+    members = {
+        "Bucket": request.bucket,
+        "KeyMarker": encode(key_marker),
+        "UploadIdMarker": upload_marker,
+        "Prefix": encode(prefix),
+        "Delimiter": encode(delimiter) or None,
+        "EncodingType": params.get("EncodingType"),
+        "MaxUploads": limit,
+        "IsTruncated": is_truncated,
+        "Uploads": [
+            {
+                "UploadId": upload.upload_id,
+                "Key": encode(upload.key),
+                "Initiated": upload.initiated_ms,
+                "StorageClass": upload.storage_class,
+                "Owner": owner,
+                "Initiator": owner,
+                "ChecksumAlgorithm": upload.checksum_algorithm or None,
+                "ChecksumType": upload.checksum_type or None,
+            }
+            for upload in listing.uploads
+        ],
+        "CommonPrefixes": [{"Prefix": encode(each)} for each in listing.prefixes],
+    }
+    if is_truncated:
+        members["NextKeyMarker"] = encode(listing.next_key_marker or "")
+        members["NextUploadIdMarker"] = listing.next_upload_id_marker or ""
+    return respond(request.operation, members)

@@ -1,0 +1,158 @@
+"""GetObject and HeadObject.
+
+Must not know: how the engine stores bytes, how the transport sends them.
+Invariants:
+* HEAD answers with the very headers of the GET (RFC 9110 section 9.3.2).
+* Checksums of the whole object go only with the whole object, those of a part with that part: SDKs verify what they
+  get.
+* Whatever happens after the engine's reader was opened, it is closed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from cordwood.engine import ObjectInfo, ObjectReader
+from cordwood.engine import errors as engine_errors
+from cordwood.server.bridge import Bridge
+from cordwood.server.handlers.conditions import if_range_holds, parse_range, read_conditions, version_text
+from cordwood.server.handlers.describe import OVERRIDES, checksum_members, object_members, override_members
+from cordwood.server.handlers.request import Request, handles
+from cordwood.server.wire.errors import s3_error
+from cordwood.server.wire.interpret import respond
+from cordwood.server.wire.message import Response
+
+_TAKES = f"IfMatch IfNoneMatch IfModifiedSince IfUnmodifiedSince Range VersionId PartNumber ChecksumMode {OVERRIDES}"
+
+
+@handles("GetObject", _TAKES)
+async def get_object(request: Request) -> Response:
+    try:
+        reader = _open(request)
+    except engine_errors.NotModified as error:
+        return not_modified(error.info, request)
+    try:
+        members = _members(reader.info, reader, request)
+        response = respond(request.operation, members, status=_status(reader, request))
+        if reader.inline is not None:
+            response.body = reader.inline
+            reader.close()
+        else:
+            response.headers.append(("content-length", str(reader.length)))
+            response.on_done = reader.close
+            if request.is_tls:
+                response.stream = _stream(request.service.bridge, reader)
+            else:
+                response.spans = reader.spans()
+    except BaseException:
+        reader.close()
+        raise
+    return response
+
+
+@handles("HeadObject", _TAKES)
+async def head_object(request: Request) -> Response:
+    params = request.params
+    try:
+        if "Range" in params or "PartNumber" in params:
+            with _open(request) as reader:
+                members = _members(reader.info, reader, request)
+                status = _status(reader, request)
+                length = reader.length
+        else:
+            info = request.service.store.head(
+                request.bucket,
+                request.key,
+                version_id=version_text(params),
+                conditions=read_conditions(params),
+            )
+            members = _members(info, None, request)
+            status = 200
+            length = info.size
+    except engine_errors.NotModified as error:
+        return not_modified(error.info, request)
+    members["ContentLength"] = length
+    return respond(request.operation, members, status=status)
+
+
+def not_modified(info: ObjectInfo, request: Request) -> Response:
+    """304 with the headers that RFC 9110 section 15.4.5 wants."""
+    headers = [("etag", f'"{info.etag}"')]
+    members = respond(request.operation, {"LastModified": info.modified_ms}).headers
+    headers.extend(members)
+    headers.extend(
+        (name, info.headers[name]) for name in ("cache-control", "expires") if name in info.headers
+    )
+    if request.has_versioning:
+        headers.append(("x-amz-version-id", info.version_id))
+    return Response(304, headers, body=None)
+
+
+def _open(request: Request) -> ObjectReader:
+    params = request.params
+    store = request.service.store
+    version = version_text(params)
+    conditions = read_conditions(params)
+    part_number = params.get("PartNumber")
+    range_text = params.get("Range")
+    byte_range = None
+    if range_text is not None:
+        if part_number is not None:
+            raise s3_error(
+                "InvalidRequest", "Cannot specify both Range header and partNumber query parameter"
+            )
+        byte_range = parse_range(range_text)
+        if_range = request.head.headers.get("if-range")
+        if byte_range is not None and if_range is not None:
+            info = store.head(request.bucket, request.key, version_id=version)
+            if not if_range_holds(if_range, info):
+                byte_range = None
+    if part_number is not None and not 1 <= part_number <= 10_000:
+        raise s3_error(
+            "InvalidArgument",
+            "Part number must be an integer between 1 and 10000, inclusive",
+            argument_name="partNumber",
+            argument_value=part_number,
+        )
+    return store.get(
+        request.bucket,
+        request.key,
+        version_id=version,
+        conditions=conditions,
+        range=byte_range,
+        part_number=part_number,
+    )
+
+
+def _members(info: ObjectInfo, reader: ObjectReader | None, request: Request) -> dict[str, Any]:
+    params = request.params
+    members = object_members(info, request)
+    part_number = params.get("PartNumber")
+    if reader is not None and reader.content_range is not None:
+        members["ContentRange"] = reader.content_range
+    if part_number is not None and info.parts_count:
+        members["PartsCount"] = info.parts_count
+    if "ChecksumMode" in params:
+        if part_number is not None and info.parts_count:
+            assert reader is not None
+            part = next(part for part in reader.part_sizes() if part.number == part_number)
+            members.update(checksum_members(part.checksums, info.checksum_type))
+        elif reader is None or reader.length == info.size:
+            members.update(checksum_members(info.checksums, info.checksum_type))
+    override_members(members, request)
+    return members
+
+
+def _status(reader: ObjectReader, request: Request) -> int:
+    return 206 if reader.content_range is not None or "PartNumber" in request.params else 200
+
+
+async def _stream(bridge: Bridge, reader: ObjectReader) -> AsyncIterator[bytes]:
+    """Blocks for a connection whose bytes must pass through us (TLS)."""
+    blocks = iter(reader)
+    while True:
+        block = await bridge.run(next, blocks, None)
+        if block is None:
+            return
+        yield block

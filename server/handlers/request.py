@@ -1,0 +1,119 @@
+"""What a handler is given, and how it says which operation and which members it takes.
+
+Must not know: sockets, signatures, any one operation.
+Invariants:
+* A `Request` cannot be made without the `Verified` value that only the authenticator makes; app.py alone makes one.
+* For each operation, every input member of the model is taken, ignored on purpose, or refused with NotImplemented.
+  `handles` checks the names against the model when the module is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from cordwood.engine import BucketInfo, Store
+from cordwood.server.bridge import Bridge
+from cordwood.server.wire.interpret import Params
+from cordwood.server.wire.message import Body, RequestHead, Response
+from cordwood.server.wire.route import OPERATION, Operation
+from cordwood.server.wire.sigv4 import Identity, Verified
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What all requests of one worker share."""
+
+    store: Store
+    bridge: Bridge
+    region: str
+    authorise: Callable[[Verified, str, str, str], BucketInfo]
+    """(verified, action, bucket, key) -> the bucket, or AccessDenied. For a second resource, as in a copy."""
+    owns: Callable[[Identity, BucketInfo], bool]
+
+
+class Request:
+    """One verified and authorised request. `params` holds the members that the handler takes."""
+
+    __slots__ = (
+        "body",
+        "bucket_info",
+        "head",
+        "is_tls",
+        "operation",
+        "params",
+        "service",
+        "target",
+        "verified",
+    )
+
+    def __init__(
+        self,
+        verified: Verified,
+        service: Service,
+        operation: Operation,
+        target: tuple[str, str],
+        bucket_info: BucketInfo | None,
+        params: Params,
+        head: RequestHead,
+        body: Body,
+        is_tls: bool,
+    ) -> None:
+        self.verified = verified
+        self.service = service
+        self.operation = operation
+        self.target = target
+        self.bucket_info = bucket_info
+        self.params = params
+        self.head = head
+        self.body = body
+        self.is_tls = is_tls
+
+    @property
+    def bucket(self) -> str:
+        return self.target[0]
+
+    @property
+    def key(self) -> str:
+        return self.target[1]
+
+    @property
+    def has_versioning(self) -> bool:
+        """Was versioning ever turned on for the bucket? Only then do answers name versions."""
+        return self.bucket_info is not None and self.bucket_info.versioning != ""
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One implemented operation. A request that carries a member of `refused` is NotImplemented."""
+
+    operation: Operation
+    handler: Handler
+    refused: frozenset[str]
+
+
+HANDLERS: Final[dict[str, Entry]] = {}
+
+# Members that change nothing here, in any operation: who pays, and MFA (which matters only to a bucket with MFA
+# delete).
+# ExpectedBucketOwner and ExpectedSourceBucketOwner are checked in app.py and in copy.
+HARMLESS: Final = frozenset(("RequestPayer", "MFA", "ExpectedBucketOwner", "ExpectedSourceBucketOwner"))
+
+
+def handles(name: str, takes: str = "", *, ignores: str = "") -> Callable[[Handler], Handler]:
+    """Register the handler of an operation. `takes` and `ignores` are names of its input members."""
+    operation = OPERATION[name]
+    known = frozenset(takes.split()) | frozenset(ignores.split())
+    assert known <= operation.inputs.keys(), (name, known - operation.inputs.keys())
+    refused = operation.inputs.keys() - known - HARMLESS
+
+    def register(handler: Handler) -> Handler:
+        assert name not in HANDLERS, name
+        HANDLERS[name] = Entry(operation, handler, frozenset(refused))
+        return handler
+
+    return register

@@ -1,0 +1,100 @@
+"""Questions about configuration that nothing can set yet, answered with the truth: there is none.
+
+Clients ask these in passing (s3cmd info, rclone, the SDKs' managers) and stumble over NotImplemented. An operation
+leaves this module when the one that sets the configuration arrives.
+
+Must not know: how such configuration will be stored.
+Invariant: each answer here is what AWS says of a bucket or object for which it was never configured, and is true
+because the operation that would configure it is NotImplemented.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cordwood.server.handlers.buckets import owner_members
+from cordwood.server.handlers.conditions import version_text
+from cordwood.server.handlers.request import Request, handles
+from cordwood.server.wire.errors import s3_error
+from cordwood.server.wire.interpret import respond
+from cordwood.server.wire.message import Response
+
+NOT_CONFIGURED: Final = {
+    "GetBucketCors": "NoSuchCORSConfiguration",
+    "GetBucketLifecycleConfiguration": "NoSuchLifecycleConfiguration",
+    "GetBucketPolicy": "NoSuchBucketPolicy",
+    "GetBucketReplication": "ReplicationConfigurationNotFoundError",
+    "GetBucketTagging": "NoSuchTagSet",
+    "GetBucketWebsite": "NoSuchWebsiteConfiguration",
+    "GetObjectLockConfiguration": "ObjectLockConfigurationNotFoundError",
+    "GetPublicAccessBlock": "NoSuchPublicAccessBlockConfiguration",
+}
+
+
+def _not_configured(name: str, code: str) -> None:
+    @handles(name)
+    async def answer(request: Request) -> Response:
+        raise s3_error(code, bucket_name=request.bucket)
+
+
+for _name, _code in NOT_CONFIGURED.items():
+    _not_configured(_name, _code)
+
+
+@handles("GetBucketVersioning")
+async def get_bucket_versioning(request: Request) -> Response:
+    """A program that opens the store can turn versioning on, so this one may answer more than nothing."""
+    assert request.bucket_info is not None
+    return respond(request.operation, {"Status": request.bucket_info.versioning or None})
+
+
+@handles("GetBucketLogging")
+async def get_bucket_logging(request: Request) -> Response:
+    return respond(request.operation, {})
+
+
+@handles("GetBucketNotificationConfiguration")
+async def get_bucket_notification_configuration(request: Request) -> Response:
+    return respond(request.operation, {})
+
+
+@handles("GetBucketAccelerateConfiguration")
+async def get_bucket_accelerate_configuration(request: Request) -> Response:
+    return respond(request.operation, {})
+
+
+@handles("GetBucketRequestPayment")
+async def get_bucket_request_payment(request: Request) -> Response:
+    return respond(request.operation, {"Payer": "BucketOwner"})
+
+
+@handles("GetBucketOwnershipControls")
+async def get_bucket_ownership_controls(request: Request) -> Response:
+    rules = [{"ObjectOwnership": "BucketOwnerEnforced"}]
+    return respond(request.operation, {"OwnershipControls": {"Rules": rules}})
+
+
+@handles("GetBucketAcl")
+async def get_bucket_acl(request: Request) -> Response:
+    return _private_acl(request)
+
+
+@handles("GetObjectAcl", "VersionId")
+async def get_object_acl(request: Request) -> Response:
+    request.service.store.head(request.bucket, request.key, version_id=version_text(request.params))
+    return _private_acl(request)
+
+
+def _private_acl(request: Request) -> Response:
+    owner = owner_members(request)
+    grantee = {"Type": "CanonicalUser", **owner}
+    return respond(
+        request.operation, {"Owner": owner, "Grants": [{"Grantee": grantee, "Permission": "FULL_CONTROL"}]}
+    )
+
+
+@handles("GetObjectTagging", "VersionId")
+async def get_object_tagging(request: Request) -> Response:
+    info = request.service.store.head(request.bucket, request.key, version_id=version_text(request.params))
+    version_id = info.version_id if request.has_versioning else None
+    return respond(request.operation, {"TagSet": [], "VersionId": version_id})

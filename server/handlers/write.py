@@ -1,0 +1,52 @@
+"""PutObject.
+
+Must not know: how the body is framed or verified (ingest.py), how commits are grouped.
+Invariant: a 200 leaves only after the engine's future says that the object is durable.
+"""
+
+from __future__ import annotations
+
+from cordwood.server.handlers.conditions import write_conditions
+from cordwood.server.handlers.describe import (
+    DESCRIPTION,
+    check_acl,
+    checksum_members,
+    storage_class,
+    system_headers,
+    user_metadata,
+)
+from cordwood.server.handlers.ingest import CHECKS, DEFAULT_ALGORITHM, ingest, integrity
+from cordwood.server.handlers.request import Request, handles
+from cordwood.server.wire.interpret import respond
+from cordwood.server.wire.message import Response
+
+FULL_OBJECT = "FULL_OBJECT"
+
+
+@handles("PutObject", f"Body ContentLength {DESCRIPTION} {CHECKS} IfMatch IfNoneMatch")
+async def put_object(request: Request) -> Response:
+    params = request.params
+    check_acl(params)
+    checks = integrity(request)
+    conditions = write_conditions(params)
+    writer = request.service.store.writer(
+        request.bucket,
+        request.key,
+        headers=system_headers(params),
+        metadata=user_metadata(params),
+        storage_class=storage_class(params),
+    )
+    checksums = await ingest(request, writer, checks, (checks.algorithm or DEFAULT_ALGORITHM,))
+    bridge = request.service.bridge
+    try:
+        if writer.size > writer.inline_max:
+            await bridge.run(writer.flush)
+        future = writer.commit_async(conditions=conditions, checksums=checksums, checksum_type=FULL_OBJECT)
+    except BaseException:
+        writer.abort()
+        raise
+    info = await bridge.wait(future)
+    members = {"ETag": f'"{info.etag}"', **checksum_members(info.checksums, info.checksum_type)}
+    if request.has_versioning:
+        members["VersionId"] = info.version_id
+    return respond(request.operation, members)
