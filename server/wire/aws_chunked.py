@@ -9,8 +9,9 @@ The grammar (CRLF written as `\\r\\n`; `signature` is 64 lower-case hexadecimal 
     last      = "0" [ ";chunk-signature=" signature ] "\\r\\n"
     trailers  = *( name ":" value "\\r\\n" ) [ "x-amz-trailer-signature:" signature "\\r\\n" ]
 
-A size is 1 to 16 hexadecimal digits and not 0. The signatures are there exactly when the plan is signed. One deviation: AWS's own document shows the checksum trailer
-of a *signed* payload ending in "\\n\\r\\n", and minio-go sends it so; that is accepted too.
+A size is 1 to 16 hexadecimal digits and not 0. The signatures are there exactly when the plan is signed.
+One deviation: AWS's own document shows the checksum trailer of a *signed* payload ending in "\\n\\r\\n", and minio-go
+sends it so; that is accepted too.
 
 Invariants:
 * The decoded bytes and errors do not depend on how the input is cut into feeds. Work is linear in the input; memory is
