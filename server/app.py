@@ -20,16 +20,16 @@ from cordwood.engine import BucketInfo, Store
 from cordwood.engine import errors as engine_errors
 from cordwood.server.bridge import Bridge
 from cordwood.server.handlers import HANDLERS, Request, Service, translate
-from cordwood.server.wire.errors import S3Error, s3_error
+from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import read_params
-from cordwood.server.wire.message import Body, PeerInfo, RequestHead, Response
+from cordwood.server.wire.message import App, Body, PeerInfo, RequestHead, Response
 from cordwood.server.wire.route import Router
 from cordwood.server.wire.sigv4 import Identity, Verified, authenticate
 
 if TYPE_CHECKING:
     from cordwood.server.config import Credential, Settings
 
-log = logging.getLogger("cordwood.access")
+log = logging.getLogger("cordwood.app")
 
 # Operations whose permission is not their own name (Service Authorization Reference, "Actions for Amazon S3").
 ACTIONS: Final = {
@@ -62,36 +62,17 @@ class Application:
         region: str = "us-east-1",
         domains: Sequence[str] = (),
         is_open: bool = False,
-        logs_requests: bool = False,
     ) -> None:
         self._store = store
         self._secret_for = {credential.access_key: credential for credential in credentials}.get
         self._region = region
         self._router = Router(domains)
         self._is_open = is_open
-        self._logs_requests = logs_requests
         # With one owner everything is his, also what he made under an earlier key pair.
         self._has_owners = len({credential.owner_id for credential in credentials}) > 1
         self._service = Service(store, Bridge(), region, self.authorise, self.owns)
 
     async def __call__(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response:
-        if not self._logs_requests:
-            return await self._answer(head, body, peer)
-        started_s = time.monotonic()
-        status = 500
-        try:
-            response = await self._answer(head, body, peer)
-            status = response.status
-        except S3Error as error:
-            status = error.status
-            raise
-        finally:
-            taken_ms = (time.monotonic() - started_s) * 1000
-            path = head.raw_path.decode("latin-1")
-            log.info("%s %s %s %d %.1f ms", peer.address, head.method, path, status, taken_ms)
-        return response
-
-    async def _answer(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response:
         verified = authenticate(head, secret_for=self._secret_for, region=self._region, now_s=time.time())
         route = self._router.route(head)
         operation = route.operation
@@ -121,7 +102,7 @@ class Application:
             raise translate(error, head, request.params if request is not None else {}) from error
 
     def authorise(self, verified: Verified, action: str, bucket: str, key: str) -> BucketInfo:
-        """The bucket, or AccessDenied, or the engine's BucketNotFound (which AWS, too, tells everybody with a key)."""
+        """The bucket, or AccessDenied, or the engine's BucketNotFound (which AWS, too, tells every key holder)."""
         identity = verified.identity
         self._admit(identity)
         info = self._store.head_bucket(bucket)
@@ -147,7 +128,7 @@ def _check_expected_owner(expected: str, info: BucketInfo, identity: Identity) -
         raise s3_error("AccessDenied")
 
 
-def build_app(store: Store, settings: Settings, credentials: Sequence[Credential]) -> Application:
+def build_app(store: Store, settings: Settings, credentials: Sequence[Credential]) -> App:
     """The application of one worker process."""
     return Application(
         store,
@@ -155,5 +136,4 @@ def build_app(store: Store, settings: Settings, credentials: Sequence[Credential
         region=settings.region,
         domains=settings.domain,
         is_open=settings.anonymous,
-        logs_requests=settings.access_log,
     )

@@ -263,6 +263,9 @@ _HARMLESS_BARE: Final = frozenset(key for o in OPERATION.values() for key in o.q
 
 def _wrong_subresource(key: str, method: str, depth: str) -> S3Error:
     pairs = _SUBRESOURCES[key]
+    if (method, depth) in pairs:
+        # The literal is right, so a required parameter is missing.
+        return s3_error("InvalidArgument", f"A required query parameter is missing beside '{key}'.")
     if any(other == depth and known != method for known, other in pairs):
         allowed = ", ".join(sorted(known for known, other in pairs if other == depth))
         return s3_error(
@@ -282,9 +285,6 @@ def _no_match(query: dict[str, str], method: str, depth: str, head: RequestHead)
     """No operation at all: POST without a known sub-resource, or with one of another method."""
     for key, value in query.items():
         if key in _SUBRESOURCES:
-            if (method, depth) in _SUBRESOURCES[key] and key not in _VALUED:
-                # The literal is right, so a required parameter is missing.
-                return s3_error("InvalidArgument", f"A required query parameter is missing beside '{key}'.")
             return _wrong_subresource(key, method, depth)
         if not value and key not in _UNIVERSAL and key not in _HARMLESS_BARE:
             return s3_error("NotImplemented", header=key)
