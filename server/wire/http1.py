@@ -62,7 +62,7 @@ class RequestReceiver:
         self._fields_complete = False
         self._body_left = 0
         self._chunked: ChunkedDecoder | None = None
-        self._good_host = ""
+        self._good_host: str | None = None  # checked before; most requests of a connection repeat it
 
     # -- input -----------------------------------------------------------------------------------------------
 
@@ -438,7 +438,7 @@ _REQUEST_LINE: Final = re.compile(
 _HOST: Final = re.compile(r"(?:[A-Za-z0-9\-._~!$&'()*+;=%]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?").fullmatch
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?").fullmatch
 _FIELD_LINE: Final = re.compile(rb"(" + _TOKEN + rb"+):([\t\x20-\x7e\x80-\xff]*)").fullmatch
-_ABSOLUTE: Final = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?@]+)(.*)", re.DOTALL).fullmatch
+_ABSOLUTE: Final = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?@]+)((?:[/?].*)?)", re.DOTALL).fullmatch
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})").search
 
 _MAX_NAMES: Final = 512
