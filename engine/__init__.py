@@ -1,8 +1,64 @@
-"""The storage engine: blocking, without network, usable alone inside any Python program.
+"""Cordwood's engine: an append-only object store for Python programs, alone or beside the server.
 
-Must not know: HTTP, S3, trio, anything of cordwood.server or cordwood.cli.
-Invariant: importable only as cordwood.engine, so that no module is ever loaded twice under two names.
+    from cordwood.engine import Store
+
+    with Store.open("/var/lib/blobs") as store:
+        store.create_bucket("photos")
+        store.put("photos", "2026/a.jpg", b"...")
+
+Must not know: networks, HTTP, event loops.
+
+Invariant: what is exported here is the whole public surface; anything else may change between releases.
 """
 
+from __future__ import annotations
+
 if __name__ != "cordwood.engine":
-    raise ImportError("this package is cordwood.engine; the bare name 'engine' is not importable")
+    raise ImportError("import this package as cordwood.engine, not under a bare name")
+
+from cordwood.engine import errors
+from cordwood.engine.commit import Pending
+from cordwood.engine.errors import CordwoodError
+from cordwood.engine.model import (
+    BucketInfo,
+    Conditions,
+    DeleteResult,
+    Listing,
+    ObjectEntry,
+    ObjectInfo,
+    PartInfo,
+    PartListing,
+    UploadInfo,
+    UploadListing,
+    VersionListing,
+    check_bucket_name,
+)
+from cordwood.engine.opening import rebuild
+from cordwood.engine.reader import ObjectReader, Span
+from cordwood.engine.store import Batch, Store
+from cordwood.engine.writer import ObjectWriter, PartWriter
+
+__all__ = [
+    "Batch",
+    "BucketInfo",
+    "Conditions",
+    "CordwoodError",
+    "DeleteResult",
+    "Listing",
+    "ObjectEntry",
+    "ObjectInfo",
+    "ObjectReader",
+    "ObjectWriter",
+    "PartInfo",
+    "PartListing",
+    "PartWriter",
+    "Pending",
+    "Span",
+    "Store",
+    "UploadInfo",
+    "UploadListing",
+    "VersionListing",
+    "check_bucket_name",
+    "errors",
+    "rebuild",
+]

@@ -1,0 +1,150 @@
+"""Where this process appends: claims a volume, rotates at the size limit, keeps room for deletes on a full disk.
+
+Must not know: LMDB, what the records mean.
+
+Invariants:
+* All appends of a process go through one volume at a time, under one lock.
+* A volume is synced and sealed before the next one takes its first record, so nothing committed later can rest on
+  bytes of the earlier volume that are not durable.
+* `watermarks` tells, at one moment under the lock, how far each volume of this process is written.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from cordwood.engine.clock import tick
+from cordwood.engine.errors import Full, ReadOnly
+from cordwood.engine.format import (
+    Flag,
+    RecordType,
+    chunk_record_length,
+    encode_chunk_head,
+)
+from cordwood.engine.fs import Buffer, FileSystem
+from cordwood.engine.health import Health
+from cordwood.engine.index import VolumeRow, VolumeState
+from cordwood.engine.volume import ActiveVolume, NewRecord, Place, Volumes
+
+RESERVE_BYTES = 8 << 20  # left free by writes that add data, so that the index and deletes still have room
+
+
+class Appender:
+    """`claim` finds a volume to go on with (recovered and locked), or returns None when a new one is to be made."""
+
+    def __init__(
+        self,
+        fs: FileSystem,
+        volumes: Volumes,
+        health: Health,
+        claim: Callable[[], ActiveVolume | None],
+        *,
+        volume_size: int,
+    ) -> None:
+        self._fs = fs
+        self._volumes = volumes
+        self._health = health
+        self._claim = claim
+        self._volume_size = volume_size
+        self._active: ActiveVolume | None = None
+        self._sealed: list[ActiveVolume] = []
+        self._lock = threading.RLock()
+
+    def append_chunk(self, chunk_id: bytes, payload: Buffer, *, is_digest: bool) -> Place:
+        """Writes one chunk, not yet synced and not yet referenced by anything."""
+        length = chunk_record_length(len(payload))
+        head = encode_chunk_head(chunk_id, payload)
+        flags = Flag.DIGEST if is_digest else 0
+        body = payload if isinstance(payload, bytes) else memoryview(payload)
+        record = NewRecord(RecordType.CHUNK, flags, tick(0), head, body)
+        with self._lock, self._failing():
+            self._health.check()
+            self._check_room(length)
+            return self._with_room(length).append([record])[0]
+
+    def prepare(self, size: int, *, frees: bool) -> None:
+        """Sees to room on the disk and to an active volume, before the caller takes the index's writer lock."""
+        with self._lock, self._failing():
+            if not frees:
+                self._check_room(size)
+            self._with_room(size)
+
+    @contextmanager
+    def batch(self, size: int) -> Iterator[ActiveVolume]:
+        """The active volume, held for one batch of about `size` bytes of records."""
+        with self._lock, self._failing():
+            yield self._with_room(size)
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """A failure of the disk other than a lack of space ends all writing."""
+        try:
+            yield
+        except ReadOnly as error:
+            self._health.fail(str(error))
+            raise
+        except OSError as error:
+            self._health.fail(f"{self._volumes.directory}: {error}")
+            raise ReadOnly(f"{self._volumes.directory}: {error}; reopen the store to recover") from error
+
+    def watermarks(self) -> dict[int, VolumeRow]:
+        """State and end of every volume of ours that the index does not know in full; call within `batch`."""
+        rows = {sealed.id: VolumeRow(VolumeState.SEALED, sealed.tail) for sealed in self._sealed}
+        if self._active is not None:
+            rows[self._active.id] = VolumeRow(VolumeState.ACTIVE, self._active.tail)
+        return rows
+
+    def indexed(self, watermarks: dict[int, VolumeRow]) -> None:
+        """The index has committed these watermarks: sealed volumes among them need no more care."""
+        with self._lock:
+            done = [sealed for sealed in self._sealed if sealed.id in watermarks]
+            self._sealed = [sealed for sealed in self._sealed if sealed.id not in watermarks]
+        for sealed in done:
+            sealed.close()
+
+    def sync(self) -> None:
+        """Makes all appended bytes durable (for the relaxed mode's timer)."""
+        with self._lock:
+            active = self._active
+        if active is not None:
+            active.sync()
+
+    def close(self) -> None:
+        with self._lock:
+            for volume in [*self._sealed, *([self._active] if self._active else [])]:
+                volume.close()
+            self._sealed = []
+            self._active = None
+
+    def _check_room(self, size: int) -> None:
+        free = self._fs.free_bytes(self._volumes.directory)
+        if free < size + RESERVE_BYTES:
+            raise Full(
+                f"{self._volumes.directory}: {free} bytes free, {size + RESERVE_BYTES} needed; "
+                "delete something or add space, then write again"
+            )
+
+    def _with_room(self, size: int) -> ActiveVolume:
+        active = self._active
+        if active is not None and active.tail + size <= self._volume_size:
+            return active
+        if active is None:
+            active = self._claim()
+            if active is not None:
+                self._active = active
+                if active.tail + size <= self._volume_size:
+                    return active
+        if active is not None and active.is_empty():
+            return active  # one record alone is larger than the limit
+        fresh = self._volumes.create(tick(0))
+        if active is not None:
+            try:
+                active.seal(tick(0))
+            except BaseException:
+                fresh.close()
+                raise
+            self._sealed.append(active)
+        self._active = fresh
+        return fresh

@@ -1,0 +1,334 @@
+"""The group committer: decide, append, sync, index, acknowledge. The only path by which anything changes.
+
+One batch, in this order, each step only after the one before:
+  1. begin the LMDB write transaction (the one lock between all writers of all processes);
+  2. let each operation decide against it; give accepted ones their clock and apply their records to the transaction;
+  3. append all their records to the active volume in one write;
+  4. fdatasync the volume;
+  5. put the volume's watermark, commit the transaction;
+  6. complete the operations: only now does a caller hear of success.
+A crash before 4 leaves a tail that nobody was told of; between 4 and 5 one that recovery may replay; after 5 the
+change stands. If 3 fails for lack of space, the batch is refused whole and its bytes are cut off. If 4 or 5 fails,
+the outcome is unknown: the store turns read-only, and says why.
+
+Must not know: what the operations mean.
+
+Invariants:
+* An operation that raises in `decide` has changed nothing.
+* No operation is completed twice, none is forgotten: a failure completes all that were taken with the error.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+from cordwood.engine.appender import Appender
+from cordwood.engine.apply import Applier
+from cordwood.engine.clock import tick
+from cordwood.engine.errors import Closed, CordwoodError, Full, ReadOnly
+from cordwood.engine.format import TYPE_OF_HEAD, ChunkRef, Flag, Head, Manifest, encode_head, record_length
+from cordwood.engine.health import Health
+from cordwood.engine.index import Index, Txn
+from cordwood.engine.volume import NewRecord, Place
+
+_log = logging.getLogger("cordwood.engine")
+_BATCH_OPERATIONS_MAX = 1024
+_BATCH_BYTES_MAX = 32 << 20
+
+T = TypeVar("T")
+
+
+class Pending(Generic[T]):
+    """The outcome of a submitted operation; the part of `concurrent.futures.Future` that is needed, but light."""
+
+    __slots__ = ("_callback", "_done", "_error", "_value", "_waiter")
+
+    def __init__(self) -> None:
+        self._done = False
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self._callback: Callable[[Pending[T]], None] | None = None
+        self._waiter: threading.Lock | None = None
+
+    def done(self) -> bool:
+        return self._done
+
+    def result(self, timeout: float | None = None) -> T:
+        """Waits for the outcome; raises what the operation raised. TimeoutError after `timeout` seconds."""
+        if not self._done:
+            waiter = threading.Lock()
+            waiter.acquire()
+            self._waiter = waiter
+            if not self._done and not waiter.acquire(timeout=-1 if timeout is None else timeout):
+                raise TimeoutError("the commit is still under way")
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]  # set together with _done
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        try:
+            self.result(timeout)
+        except CordwoodError as error:
+            return error
+        return None
+
+    def add_done_callback(self, callback: Callable[[Pending[T]], None]) -> None:
+        """Calls back once, from the committing thread, or at once if it is done. One callback at most."""
+        assert self._callback is None
+        self._callback = callback
+        if self._done:
+            self._call_back()
+
+    def complete(self, value: T | None, error: BaseException | None) -> None:
+        self._value = value
+        self._error = error
+        self._done = True
+        waiter = self._waiter
+        if waiter is not None:
+            waiter.release()
+        self._call_back()
+
+    def _call_back(self) -> None:
+        # Setting and taking the callback race benignly: whoever gets it out of the slot calls it.
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback(self)
+
+
+class Operation(Protocol):
+    """One atomic change. `nested`: it may still refuse after its first write. `frees`: it may use the reserve."""
+
+    nested: bool
+    frees: bool
+
+    def size_hint(self) -> int:
+        """About how many bytes its records will take."""
+        ...
+
+    def decide(self, decision: Decision) -> Any:
+        """Checks the preconditions, then writes records; returns the caller's result."""
+        ...
+
+
+class Decision:
+    """What an operation sees while it decides: the transaction, and the way to write records."""
+
+    def __init__(self, txn: Txn, applier: Applier, clock: int, volume: int, position: int) -> None:
+        self.txn = txn
+        self.clock = clock
+        self.records: list[NewRecord] = []
+        self._applier = applier
+        self._volume = volume
+        self._position = position
+
+    def tick(self) -> int:
+        """The next clock value: unique and greater than every one before, in all processes."""
+        self.clock = tick(self.clock)
+        return self.clock
+
+    def write(
+        self,
+        head: Head,
+        body: bytes | memoryview = b"",
+        *,
+        clock: int | None = None,
+        manifest: Manifest | None = None,
+    ) -> tuple[int, Place]:
+        """Adds a record to the operation and applies it to the index. Returns its clock and place."""
+        if clock is None:
+            clock = self.tick()
+        type_ = TYPE_OF_HEAD[type(head)]
+        packed = encode_head(head)
+        length = record_length(len(packed), len(body))
+        place = Place(self._volume, self._position, length)
+        self._position += length
+        self.records.append(NewRecord(type_, 0, clock, packed, body))
+        self._applier.apply(type_, clock, place, head, manifest)
+        return clock, place
+
+    def move_chunk(self, ref: ChunkRef) -> None:
+        """Points a chunk's row to a good copy."""
+        self._applier.move_chunk(ref)
+
+    def close_transaction(self, first: int) -> None:
+        """Marks the records from `first` on as one transaction."""
+        for number in range(first, len(self.records) - 1):
+            self.records[number] = self.records[number]._replace(flags=Flag.MORE)
+
+    def rewind(self, first: int, position: int, txn: Txn) -> None:
+        """Forgets the records from `first` on, after the nested transaction they went into was aborted."""
+        del self.records[first:]
+        self._position = position
+        self.txn = txn
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+
+class Committer:
+    """Takes operations from any thread and commits them in batches, on its own thread or on a waiting caller's."""
+
+    def __init__(
+        self,
+        index: Index,
+        appender: Appender,
+        read_manifest: Callable[[Place], Manifest],
+        health: Health,
+        *,
+        sync: bool,
+    ) -> None:
+        self._index = index
+        self._health = health
+        self._appender = appender
+        self._read_manifest = read_manifest
+        self._sync = sync
+        self._queue: deque[tuple[Operation, Pending[Any]]] = deque()
+        self._working = threading.Lock()
+        self._wake = threading.Semaphore(0)
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="cordwood-commit", daemon=True)
+        self._thread.start()
+
+    def submit(self, operation: Operation) -> Pending[Any]:
+        """Queues an operation for the commit thread."""
+        pending: Pending[Any] = Pending()
+        self._enqueue(operation, pending)
+        self._wake.release()
+        return pending
+
+    def execute(self, operation: Operation) -> Any:
+        """Commits an operation and waits: on this thread if no batch is under way, else with the next one."""
+        pending: Pending[Any] = Pending()
+        self._enqueue(operation, pending)
+        self._drain(pending)
+        if self._queue:
+            self._wake.release()
+        return pending.result()
+
+    def close(self) -> None:
+        """Finishes what is queued, then stops."""
+        self._closed = True
+        self._wake.release()
+        self._thread.join()
+
+    def _enqueue(self, operation: Operation, pending: Pending[Any]) -> None:
+        if self._closed:
+            raise Closed("the store is closed")
+        self._health.check()
+        self._queue.append((operation, pending))
+
+    def _run(self) -> None:
+        while True:
+            self._wake.acquire()
+            self._drain(None)
+            if self._closed and not self._queue:
+                return
+
+    def _drain(self, until: Pending[Any] | None) -> None:
+        """Commits batches while there are any. Whoever queued while another was draining is seen by that one."""
+        while self._queue and not (until is not None and until.done()):
+            if not self._working.acquire(blocking=False):
+                return
+            try:
+                while self._queue and not (until is not None and until.done()):
+                    self._commit_batch(self._take())
+            finally:
+                self._working.release()
+
+    def _take(self) -> list[tuple[Operation, Pending[Any]]]:
+        batch = []
+        size = 0
+        while self._queue and len(batch) < _BATCH_OPERATIONS_MAX and size < _BATCH_BYTES_MAX:
+            item = self._queue.popleft()
+            size += item[0].size_hint()
+            batch.append(item)
+        return batch
+
+    def _commit_batch(self, batch: list[tuple[Operation, Pending[Any]]]) -> None:
+        try:
+            outcomes = self._commit([operation for operation, _ in batch])
+        except Full as error:
+            freeing = [item for item in batch if item[0].frees]
+            for operation, pending in batch:
+                if not operation.frees or len(freeing) == len(batch):
+                    pending.complete(None, error)
+            if freeing and len(freeing) < len(batch):
+                self._commit_batch(freeing)
+        except Exception as error:
+            if not isinstance(error, CordwoodError):
+                _log.exception("a batch failed")
+                self._health.fail(f"a commit failed unexpectedly: {error!r}")
+            for _, pending in batch:
+                pending.complete(None, error)
+        else:
+            for (_, pending), (value, refused) in zip(batch, outcomes, strict=True):
+                pending.complete(value, refused)
+
+    def _commit(self, operations: list[Operation]) -> list[tuple[Any, CordwoodError | None]]:
+        self._health.check()
+        size = sum(operation.size_hint() for operation in operations)
+        self._appender.prepare(size, frees=all(operation.frees for operation in operations))
+        txn = self._index.begin()
+        try:
+            applier = Applier(txn, self._read_manifest)
+            with self._appender.batch(size) as active:
+                decision = Decision(txn, applier, txn.clock(), active.id, active.tail)
+                outcomes = [self._decide(operation, decision, applier) for operation in operations]
+                if not decision.records:
+                    txn.raw.abort()
+                    return outcomes
+                active.append(decision.records)
+                watermarks = self._appender.watermarks()
+        except BaseException:
+            txn.raw.abort()
+            raise
+        try:
+            if self._sync:
+                active.sync()
+            txn.put_clock(decision.clock)
+            applier.finish(watermarks)
+            self._index.commit(txn)
+        except BaseException as error:
+            txn.raw.abort()
+            why = f"commit could not be made durable: {error}; close and reopen the store to recover"
+            self._health.fail(why)
+            raise ReadOnly(why) from error
+        self._appender.indexed(watermarks)
+        return outcomes
+
+    def _decide(
+        self, operation: Operation, decision: Decision, applier: Applier
+    ) -> tuple[Any, CordwoodError | None]:
+        first = len(decision.records)
+        if not operation.nested:
+            try:
+                value = operation.decide(decision)
+            except CordwoodError as refused:
+                if len(decision.records) != first:
+                    raise AssertionError(f"{operation!r} refused after it had written") from refused
+                return None, refused
+            decision.close_transaction(first)
+            return value, None
+        outer = decision.txn
+        saved = applier.snapshot()
+        position = decision.position
+        decision.txn = self._index.child(outer)
+        applier.restore(decision.txn, saved)
+        saved = applier.snapshot()
+        try:
+            value = operation.decide(decision)
+        except CordwoodError as refused:
+            decision.txn.raw.abort()
+            applier.restore(outer, saved)
+            decision.rewind(first, position, outer)
+            return None, refused
+        decision.txn.raw.commit()
+        decision.txn = outer
+        applier.restore(outer, applier.snapshot())
+        decision.close_transaction(first)
+        return value, None

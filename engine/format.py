@@ -1,0 +1,439 @@
+"""Every structure on disk: bytes <-> frozen values, with their checksums. docs/format.md holds the same as tables.
+
+Must not know: files, LMDB, threads. Nothing here does I/O.
+
+Invariants:
+* A record is valid at an offset of a volume only if all of these hold, checked in this order by `parse_header`:
+  1. 64 bytes are there and begin with the record magic and a known format version;
+  2. the header CRC, seeded with the volume's random salt, matches;
+  3. the header names exactly this offset;
+  4. head and body lengths stay inside the volume.
+  Then the head CRC, and for whoever uses the body the body CRC. A volume's bytes stored *as an object* fail 2 and 3.
+* Integers are little-endian. Variable heads are msgpack arrays: fields are only ever appended to them.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum, IntFlag
+from typing import Any, NamedTuple
+
+import msgspec
+from crc32c import crc32c
+
+from cordwood.engine.errors import Corrupt, UnsupportedFormat
+
+FORMAT_VERSION = 1
+
+# --- superblock: the first 4 KiB of a volume ------------------------------------------------------------------
+
+SUPERBLOCK_SIZE = 4096
+SUPERBLOCK_MAGIC = b"CORDWOOD"
+SALT_SIZE = 16
+_SUPERBLOCK = struct.Struct("<8sHH4x16sQ16sQQ")
+_CRC = struct.Struct("<I")
+assert _SUPERBLOCK.size == 72
+
+
+class Superblock(NamedTuple):
+    """Identity of one volume. `salt` is random per volume and seeds the CRC of every record header in it."""
+
+    store: bytes
+    volume: int
+    salt: bytes
+    node: int
+    created: int
+
+    def pack(self) -> bytes:
+        fixed = _SUPERBLOCK.pack(
+            SUPERBLOCK_MAGIC,
+            FORMAT_VERSION,
+            HEADER_SIZE,
+            self.store,
+            self.volume,
+            self.salt,
+            self.node,
+            self.created,
+        )
+        block = fixed.ljust(SUPERBLOCK_SIZE - _CRC.size, b"\0")
+        return block + _CRC.pack(crc32c(block))
+
+    @staticmethod
+    def unpack(block: bytes, where: str) -> Superblock:
+        if len(block) < SUPERBLOCK_SIZE:
+            raise Corrupt(f"{where}: {len(block)} bytes are too few for a superblock")
+        magic, version, header_size, store, volume, salt, node, created = _SUPERBLOCK.unpack_from(block)
+        if magic != SUPERBLOCK_MAGIC:
+            raise Corrupt(f"{where}: not a Cordwood volume (bad magic)")
+        if version != FORMAT_VERSION or header_size != HEADER_SIZE:
+            raise UnsupportedFormat(f"{where}: volume format {version}; this program reads {FORMAT_VERSION}")
+        (crc,) = _CRC.unpack_from(block, SUPERBLOCK_SIZE - _CRC.size)
+        if crc != crc32c(block[: SUPERBLOCK_SIZE - _CRC.size]):
+            raise Corrupt(f"{where}: superblock CRC does not match")
+        return Superblock(store, volume, salt, node, created)
+
+
+def header_seed(salt: bytes) -> int:
+    """The CRC state that every header CRC of a volume continues from."""
+    return crc32c(salt)
+
+
+# --- record header --------------------------------------------------------------------------------------------
+
+HEADER_SIZE = 64
+RECORD_MAGIC = b"CWR1"
+ALIGNMENT = 8
+HEAD_MAX = 16 << 20
+BODY_MAX = (1 << 32) - 1
+_HEADER = struct.Struct("<4sBBHQQQQIIIII")
+_HEADER_CRC_AT = 60
+assert _HEADER.size == _HEADER_CRC_AT
+assert _HEADER.size + _CRC.size == HEADER_SIZE
+
+
+class RecordType(IntEnum):
+    CHUNK = 1
+    OBJECT = 2
+    DELETE = 3
+    DIRECTORY = 4
+    BUCKET = 5
+    UPLOAD = 6
+    PART = 7
+    SEAL = 8
+
+
+class Flag(IntFlag):
+    """`MORE`: the transaction goes on in the next record. `DIGEST`: a chunk's id is the BLAKE3 of its payload."""
+
+    MORE = 1
+    DIGEST = 2
+
+
+class Header(NamedTuple):
+    """The fixed part of a record. `durable`: every byte of the volume below it was synced before this record."""
+
+    type: int
+    flags: int
+    offset: int
+    clock: int
+    durable: int
+    node: int
+    head_length: int
+    body_length: int
+    head_crc: int
+    body_crc: int
+
+    @property
+    def length(self) -> int:
+        """Bytes the whole record takes in the volume, padding included."""
+        return record_length(self.head_length, self.body_length)
+
+
+def record_length(head_length: int, body_length: int) -> int:
+    return (HEADER_SIZE + head_length + body_length + ALIGNMENT - 1) & -ALIGNMENT
+
+
+def pack_record(
+    type_: int,
+    flags: int,
+    offset: int,
+    clock: int,
+    durable: int,
+    node: int,
+    head: bytes,
+    body: bytes | memoryview,
+    seed: int,
+) -> list[bytes | memoryview]:
+    """The record as buffers to be written one after another: header and head, body, padding."""
+    body_length = len(body)
+    assert len(head) <= HEAD_MAX and body_length <= BODY_MAX
+    fixed = _HEADER.pack(
+        RECORD_MAGIC,
+        FORMAT_VERSION,
+        type_,
+        flags,
+        offset,
+        clock,
+        durable,
+        node,
+        len(head),
+        body_length,
+        crc32c(head),
+        crc32c(body) if body_length else 0,
+        0,
+    )
+    padding = -(HEADER_SIZE + len(head) + body_length) & (ALIGNMENT - 1)
+    first = fixed + _CRC.pack(crc32c(fixed, seed)) + head
+    if not body_length:
+        return [first + bytes(padding)]
+    return [first, body, bytes(padding)] if padding else [first, body]
+
+
+def parse_header(data: bytes | memoryview, offset: int, seed: int, limit: int) -> Header | None:
+    """The header at `offset` of a volume whose bytes end at `limit`, or None when there is no valid one."""
+    if len(data) < HEADER_SIZE:
+        return None
+    magic, version, *fields, _reserved = _HEADER.unpack_from(data)
+    if magic != RECORD_MAGIC or version != FORMAT_VERSION:
+        return None
+    if _CRC.unpack_from(data, _HEADER_CRC_AT)[0] != crc32c(data[:_HEADER_CRC_AT], seed):
+        return None
+    header = Header(*fields)
+    if header.offset != offset or header.head_length > HEAD_MAX or offset + header.length > limit:
+        return None
+    return header
+
+
+# --- heads ----------------------------------------------------------------------------------------------------
+
+
+class Layout(IntEnum):
+    INLINE = 0
+    CHUNKED = 1
+    MARKER = 2
+
+
+class _Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    pass
+
+
+class ObjectHead(_Head):
+    """One version of an object, or a delete marker. The record's clock is its version id and modification time.
+
+    `null` says that the version is S3's "null" version. `upload` is the multipart upload it completed, or 0;
+    the chunk references of the parts that upload still holds in the index pass to the object.
+    """
+
+    bucket: int
+    directory: int
+    name: bytes
+    null: bool
+    layout: int
+    size: int
+    md5: bytes
+    parts_count: int = 0
+    storage_class: str = "STANDARD"
+    headers: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    checksums: dict[str, str] = {}
+    checksum_type: str = ""
+    upload: int = 0
+    attrs: dict[str, Any] = {}
+
+
+class DeleteHead(_Head):
+    """Removal of one version for good. `version` is its clock; 0 means the null version."""
+
+    bucket: int
+    directory: int
+    name: bytes
+    version: int
+
+
+class DirectoryHead(_Head):
+    """Where a directory is; `name` ends in "/". A later record for the same id moves it with all that is below."""
+
+    bucket: int
+    directory: int
+    parent: int
+    name: bytes
+
+
+class BucketHead(_Head):
+    """A bucket as it is from this clock on. Its id is the clock of its creation and the id of its root directory."""
+
+    bucket: int
+    name: str
+    versioning: str = ""
+    deleted: bool = False
+    attrs: dict[str, Any] = {}
+
+
+class UploadHead(_Head):
+    """A multipart upload: begun (`ended` false) or aborted (true). Completion is the object's own record."""
+
+    bucket: int
+    upload: int
+    secret: bytes
+    key: bytes
+    ended: bool = False
+    storage_class: str = "STANDARD"
+    headers: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    checksum_algorithm: str = ""
+    checksum_type: str = ""
+    attrs: dict[str, Any] = {}
+
+
+class PartHead(_Head):
+    """One part of an upload; a later record with the same number replaces it."""
+
+    bucket: int
+    upload: int
+    number: int
+    size: int
+    md5: bytes
+    checksums: dict[str, str] = {}
+
+
+class SealHead(_Head):
+    """The last record of a volume that takes no more appends; `records_end` is its own offset."""
+
+    records_end: int
+
+
+Head = ObjectHead | DeleteHead | DirectoryHead | BucketHead | UploadHead | PartHead | SealHead
+
+HEAD_TYPES: dict[int, type[_Head]] = {
+    RecordType.OBJECT: ObjectHead,
+    RecordType.DELETE: DeleteHead,
+    RecordType.DIRECTORY: DirectoryHead,
+    RecordType.BUCKET: BucketHead,
+    RecordType.UPLOAD: UploadHead,
+    RecordType.PART: PartHead,
+    RecordType.SEAL: SealHead,
+}
+TYPE_OF_HEAD: dict[type, int] = {head: int(type_) for type_, head in HEAD_TYPES.items()}
+_DECODERS = {type_: msgspec.msgpack.Decoder(head) for type_, head in HEAD_TYPES.items()}
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def encode_head(head: Head) -> bytes:
+    return _encode(head)
+
+
+def decode_head(type_: int, data: bytes | memoryview, where: str) -> Any:
+    """The head of a record whose head CRC was checked. A head that still does not decode is `Corrupt`."""
+    try:
+        return _DECODERS[type_].decode(data)
+    except (KeyError, msgspec.DecodeError) as error:
+        raise Corrupt(f"{where}: record head of type {type_} cannot be read: {error}") from None
+
+
+# --- chunks and manifests -------------------------------------------------------------------------------------
+
+CHUNK_ID_SIZE = 32
+BLOCK_SIZE = 64 << 10  # a chunk can be verified in blocks of this size, so a small range reads little
+
+
+def encode_chunk_head(chunk_id: bytes, payload: bytes | memoryview) -> bytes:
+    """A chunk's head: its id, then the CRC32C of each 64 KiB block of its payload."""
+    view = memoryview(payload)
+    blocks = [crc32c(view[at : at + BLOCK_SIZE]) for at in range(0, len(view), BLOCK_SIZE)]
+    return chunk_id + struct.pack(f"<{len(blocks)}I", *blocks)
+
+
+def chunk_head_length(payload_length: int) -> int:
+    return CHUNK_ID_SIZE + 4 * -(-payload_length // BLOCK_SIZE)
+
+
+def chunk_record_length(payload_length: int) -> int:
+    return record_length(chunk_head_length(payload_length), payload_length)
+
+
+def decode_chunk_head(
+    head: bytes | memoryview, payload_length: int, where: str
+) -> tuple[bytes, tuple[int, ...]]:
+    if len(head) != chunk_head_length(payload_length):
+        raise Corrupt(f"{where}: chunk head of {len(head)} bytes does not fit a payload of {payload_length}")
+    count = (len(head) - CHUNK_ID_SIZE) // 4
+    return bytes(head[:CHUNK_ID_SIZE]), struct.unpack_from(f"<{count}I", head, CHUNK_ID_SIZE)
+
+
+class ChunkRef(NamedTuple):
+    """One chunk of an object: its id and payload length in bytes. Volume and offset tell where the chunk was when
+    the record was written: replay needs that; afterwards the index knows better."""
+
+    id: bytes
+    length: int
+    volume: int
+    offset: int
+
+
+class PartInManifest(_Head):
+    """A part of a completed multipart object: number, size in bytes, MD5, checksums as header values."""
+
+    number: int
+    size: int
+    md5: bytes
+    checksums: dict[str, str] = {}
+
+
+_MANIFEST = struct.Struct("<II")
+_ENTRY = struct.Struct("<32sQQI")
+assert _ENTRY.size == 52
+_parts_decoder = msgspec.msgpack.Decoder(list[PartInManifest])
+
+
+class Manifest:
+    """The body of a chunked object or part: its chunks in order, and of a multipart object its parts.
+
+    Entries stay packed: a range read of a large object unpacks only what it touches.
+    """
+
+    __slots__ = ("_data", "count", "_parts_at")
+
+    def __init__(self, data: bytes, where: str = "manifest") -> None:
+        if len(data) < _MANIFEST.size:
+            raise Corrupt(f"{where}: manifest of {len(data)} bytes is too short")
+        self.count, parts_length = _MANIFEST.unpack_from(data)
+        self._parts_at = _MANIFEST.size + self.count * _ENTRY.size
+        if len(data) != self._parts_at + parts_length:
+            raise Corrupt(
+                f"{where}: manifest of {len(data)} bytes does not hold {self.count} chunks and its parts"
+            )
+        self._data = data
+
+    @staticmethod
+    def pack(chunks: list[ChunkRef], parts: list[PartInManifest] | None = None) -> bytes:
+        packed_parts = _encode(parts) if parts else b""
+        pieces = [_MANIFEST.pack(len(chunks), len(packed_parts))]
+        end = 0
+        for chunk_id, length, volume, offset in chunks:
+            end += length
+            pieces.append(_ENTRY.pack(chunk_id, end, offset, volume))
+        pieces.append(packed_parts)
+        return b"".join(pieces)
+
+    @property
+    def size(self) -> int:
+        return self._end(self.count - 1)
+
+    def _end(self, index: int) -> int:
+        if index < 0:
+            return 0
+        end: int = _ENTRY.unpack_from(self._data, _MANIFEST.size + index * _ENTRY.size)[1]
+        return end
+
+    def chunk(self, index: int) -> ChunkRef:
+        chunk_id, end, offset, volume = _ENTRY.unpack_from(self._data, _MANIFEST.size + index * _ENTRY.size)
+        return ChunkRef(chunk_id, end - self._end(index - 1), volume, offset)
+
+    def chunks(self) -> list[ChunkRef]:
+        result = []
+        before = 0
+        for chunk_id, end, offset, volume in _ENTRY.iter_unpack(
+            memoryview(self._data)[_MANIFEST.size : self._parts_at]
+        ):
+            result.append(ChunkRef(chunk_id, end - before, volume, offset))
+            before = end
+        return result
+
+    def find(self, position: int) -> tuple[int, int]:
+        """The index of the chunk that holds byte `position` of the object, and the offset where that chunk begins."""
+        low, high = 0, self.count - 1
+        while low < high:
+            middle = (low + high) // 2
+            if self._end(middle) > position:
+                high = middle
+            else:
+                low = middle + 1
+        return low, self._end(low - 1)
+
+    def parts(self) -> list[PartInManifest]:
+        if self._parts_at == len(self._data):
+            return []
+        try:
+            return _parts_decoder.decode(self._data[self._parts_at :])
+        except msgspec.DecodeError as error:
+            raise Corrupt(f"manifest: its parts cannot be read: {error}") from None

@@ -1,0 +1,584 @@
+"""The index: every LMDB table, its keys and its rows. A view of the volumes that can always be rebuilt.
+
+Must not know: how records are written, what S3 is. The only module that imports lmdb.
+
+Invariants:
+* Integers in keys are big-endian, so LMDB's byte order is their order. Rows are little-endian structs.
+* A write transaction belongs to the thread that began it. Readers never block and are never blocked.
+* File lengths are checked before LMDB maps them: a truncated data.mdb would end the process with SIGBUS.
+
+Tables (key -> row):
+  meta         name -> bytes                   the clock, the store's id
+  volumes      volume id -> VolumeRow          state, watermark, live bytes
+  buckets      bucket name -> BucketRow
+  directories  directory id -> DirectoryRow    where it hangs
+  entries      node + component -> an ObjectRow, or what leads deeper (namespace.py)
+  versions     group id + ~clock -> ObjectRow  noncurrent versions, newest first
+  chunks       chunk id -> ChunkRow
+  uploads      bucket id + upload id -> UploadRow
+  parts        upload id + part number -> PartRow
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lmdb
+import msgspec
+
+from cordwood.engine.errors import Busy, Corrupt, Full
+from cordwood.engine.format import BucketHead
+from cordwood.engine.fs import FULL_ERRNOS, FileSystem
+from cordwood.engine.volume import Place
+
+MAX_READERS = 4096
+_TABLES = ("meta", "volumes", "buckets", "directories", "entries", "versions", "chunks", "uploads", "parts")
+_U64 = struct.Struct(">Q")
+_CLOCK_KEY = b"clock"
+_STORE_KEY = b"store"
+
+NO_PLACE = Place(0, 0, 0)
+
+# --- rows -----------------------------------------------------------------------------------------------------
+
+
+class Kind:
+    """First byte of a row in `entries`."""
+
+    OBJECT = 1
+    DIRECTORY = 2
+    CONTINUATION = 3
+
+
+class RowFlag:
+    """Flags of an ObjectRow."""
+
+    NULL = 1
+    MARKER = 2
+    INLINE = 4
+    GROUPED = 8
+    COMPOSITE = 16
+    FULL_OBJECT = 32
+
+
+STORAGE_CLASSES = (
+    "STANDARD",
+    "REDUCED_REDUNDANCY",
+    "STANDARD_IA",
+    "ONEZONE_IA",
+    "INTELLIGENT_TIERING",
+    "GLACIER",
+    "DEEP_ARCHIVE",
+    "OUTPOSTS",
+    "GLACIER_IR",
+    "SNOW",
+    "EXPRESS_ONEZONE",
+    "FSX_OPENZFS",
+    "FSX_ONTAP",
+    "AWS_BACKUP_WARM",
+    "AWS_BACKUP_LOW_COST_WARM",
+)
+CHECKSUM_ALGORITHMS = (
+    "CRC32",
+    "CRC32C",
+    "SHA1",
+    "SHA256",
+    "CRC64NVME",
+    "SHA512",
+    "MD5",
+    "XXHASH64",
+    "XXHASH3",
+    "XXHASH128",
+)
+
+_OBJECT = struct.Struct("<BBBxHHIIQQQ16s")
+_GROUP = struct.Struct("<QQ")
+_ENTRY_ID = struct.Struct("<BQ")
+assert _OBJECT.size == 56
+
+
+class ObjectRow(NamedTuple):
+    """What the index keeps of one version: enough for listings and to find the record.
+
+    `group` and `null_clock` are only kept in the current row of a key that has had several versions: the id under
+    which the others stand in `versions`, and the clock of the null version among those (0: none).
+    """
+
+    flags: int
+    storage_class: int
+    algorithms: int
+    parts_count: int
+    volume: int
+    length: int
+    offset: int
+    clock: int
+    size: int
+    md5: bytes
+    group: int = 0
+    null_clock: int = 0
+
+    def pack(self) -> bytes:
+        group = self[10]
+        flags = self[0] | RowFlag.GROUPED if group else self[0] & ~RowFlag.GROUPED
+        row = _OBJECT.pack(Kind.OBJECT, flags, *self[1:10])
+        return row + _GROUP.pack(group, self[11]) if group else row
+
+    @staticmethod
+    def unpack(row: bytes | memoryview) -> ObjectRow:
+        fields = _OBJECT.unpack_from(row)
+        if fields[1] & RowFlag.GROUPED:
+            return ObjectRow(*fields[1:], *_GROUP.unpack_from(row, _OBJECT.size))
+        return ObjectRow(*fields[1:])
+
+    @property
+    def place(self) -> Place:
+        return Place(self.volume, self.offset, self.length)
+
+
+def pack_directory_entry(directory: int) -> bytes:
+    return _ENTRY_ID.pack(Kind.DIRECTORY, directory)
+
+
+def unpack_directory_entry(row: bytes | memoryview) -> int:
+    directory: int = _ENTRY_ID.unpack_from(row)[1]
+    return directory
+
+
+_DIRECTORY = struct.Struct("<QQQIQI")
+
+
+class DirectoryRow(NamedTuple):
+    bucket: int
+    parent: int
+    clock: int
+    place: Place
+    name: bytes
+
+    def pack(self) -> bytes:
+        return _DIRECTORY.pack(self.bucket, self.parent, self.clock, *self.place) + self.name
+
+    @staticmethod
+    def unpack(row: bytes | memoryview) -> DirectoryRow:
+        bucket, parent, clock, *place = _DIRECTORY.unpack_from(row)
+        return DirectoryRow(bucket, parent, clock, Place(*place), bytes(row[_DIRECTORY.size :]))
+
+
+_BUCKET = struct.Struct("<QIQI")
+_bucket_decoder = msgspec.msgpack.Decoder(BucketHead)
+
+
+class BucketRow(NamedTuple):
+    clock: int
+    place: Place
+    head: BucketHead
+
+    def pack(self) -> bytes:
+        return _BUCKET.pack(self.clock, *self.place) + msgspec.msgpack.encode(self.head)
+
+    @staticmethod
+    def unpack(row: bytes | memoryview) -> BucketRow:
+        clock, *place = _BUCKET.unpack_from(row)
+        return BucketRow(clock, Place(*place), _bucket_decoder.decode(row[_BUCKET.size :]))
+
+
+_CHUNK = struct.Struct("<IQIQ")
+
+
+class ChunkRow(NamedTuple):
+    """`length` is that of the payload. A row with no references left stays until its volume is compacted."""
+
+    volume: int
+    offset: int
+    length: int
+    references: int
+
+    def pack(self) -> bytes:
+        return _CHUNK.pack(*self)
+
+    @staticmethod
+    def unpack(row: bytes | memoryview) -> ChunkRow:
+        return ChunkRow(*_CHUNK.unpack(row))
+
+
+_UPLOAD = struct.Struct("<QIQI8s")
+
+
+class UploadRow(NamedTuple):
+    clock: int
+    place: Place
+    secret: bytes
+    key: bytes
+
+    def pack(self) -> bytes:
+        return _UPLOAD.pack(self.clock, *self.place, self.secret) + self.key
+
+    @staticmethod
+    def unpack(row: bytes | memoryview) -> UploadRow:
+        clock, volume, offset, length, secret = _UPLOAD.unpack_from(row)
+        return UploadRow(clock, Place(volume, offset, length), secret, bytes(row[_UPLOAD.size :]))
+
+
+_PART = struct.Struct("<QIQIQ16s")
+_checksums_decoder = msgspec.msgpack.Decoder(dict[str, str])
+
+
+class PartRow(NamedTuple):
+    clock: int
+    place: Place
+    size: int
+    md5: bytes
+    checksums: dict[str, str]
+
+    def pack(self) -> bytes:
+        fixed = _PART.pack(self.clock, *self.place, self.size, self.md5)
+        return fixed + (msgspec.msgpack.encode(self.checksums) if self.checksums else b"")
+
+    @staticmethod
+    def unpack(row: bytes | memoryview) -> PartRow:
+        clock, volume, offset, length, size, md5 = _PART.unpack_from(row)
+        rest = row[_PART.size :]
+        checksums = _checksums_decoder.decode(rest) if len(rest) else {}
+        return PartRow(clock, Place(volume, offset, length), size, md5, checksums)
+
+
+class VolumeState:
+    ACTIVE = 0
+    SEALED = 1
+    QUARANTINED = 2
+
+
+_VOLUME = struct.Struct("<B7xQQQ")
+
+
+class VolumeRow(NamedTuple):
+    """`watermark`: the index reflects every record below it. `oldest_dead`: the smallest clock of a record in this
+    volume that is superseded (0: none); a tombstone older than all of these may be forgotten."""
+
+    state: int = VolumeState.ACTIVE
+    watermark: int = 0
+    live_bytes: int = 0
+    oldest_dead: int = 0
+
+    def pack(self) -> bytes:
+        return _VOLUME.pack(*self)
+
+    @staticmethod
+    def unpack(row: bytes | memoryview) -> VolumeRow:
+        return VolumeRow(*_VOLUME.unpack(row))
+
+
+# --- keys -----------------------------------------------------------------------------------------------------
+
+
+def id_key(value: int) -> bytes:
+    """The key of a table that is keyed by one id; also the node of a directory in `entries`."""
+    return _U64.pack(value)
+
+
+def volume_key(volume: int) -> bytes:
+    return volume.to_bytes(4, "big")
+
+
+def version_key(group: int, clock: int) -> bytes:
+    return _U64.pack(group) + _U64.pack(~clock & 0xFFFF_FFFF_FFFF_FFFF)
+
+
+def upload_key(bucket: int, upload: int) -> bytes:
+    return _U64.pack(bucket) + _U64.pack(upload)
+
+
+def part_key(upload: int, number: int) -> bytes:
+    return _U64.pack(upload) + number.to_bytes(2, "big")
+
+
+# --- the environment ------------------------------------------------------------------------------------------
+
+
+class Tables(NamedTuple):
+    """LMDB handles of all tables."""
+
+    meta: Any
+    volumes: Any
+    buckets: Any
+    directories: Any
+    entries: Any
+    versions: Any
+    chunks: Any
+    uploads: Any
+    parts: Any
+
+
+class Txn:
+    """One LMDB transaction with the tables at hand. Reads see one moment of the whole index."""
+
+    __slots__ = ("raw", "tables")
+
+    def __init__(self, raw: lmdb.Transaction, tables: Tables) -> None:
+        self.raw = raw
+        self.tables = tables
+
+    def get(self, key: bytes, table: Any) -> bytes | None:
+        row: bytes | None = self.raw.get(key, db=table)
+        return row
+
+    def put(self, key: bytes, row: bytes, table: Any) -> None:
+        self.raw.put(key, row, db=table)
+
+    def delete(self, key: bytes, table: Any) -> None:
+        self.raw.delete(key, db=table)
+
+    def cursor(self, table: Any) -> lmdb.Cursor:
+        return self.raw.cursor(db=table)
+
+    def has_prefix(self, prefix: bytes, table: Any) -> bool:
+        """Whether any key begins with `prefix`."""
+        with self.raw.cursor(db=table) as cursor:
+            return bool(cursor.set_range(prefix)) and cursor.key().startswith(prefix)
+
+    def items(
+        self, prefix: bytes, table: Any, *, start: bytes | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Rows whose key begins with `prefix`, in key order, from `start` on. Do not change the table meanwhile."""
+        with self.raw.cursor(db=table) as cursor:
+            found = cursor.set_range(start if start is not None else prefix)
+            while found:
+                key, row = cursor.item()
+                if not key.startswith(prefix):
+                    return
+                yield key, row
+                found = cursor.next()
+
+    # Typed access to the small tables.
+
+    def clock(self) -> int:
+        row = self.get(_CLOCK_KEY, self.tables.meta)
+        return _U64.unpack(row)[0] if row else 0
+
+    def put_clock(self, clock: int) -> None:
+        self.put(_CLOCK_KEY, _U64.pack(clock), self.tables.meta)
+
+    def store(self) -> bytes | None:
+        return self.get(_STORE_KEY, self.tables.meta)
+
+    def put_store(self, store: bytes) -> None:
+        self.put(_STORE_KEY, store, self.tables.meta)
+
+    def volume(self, volume: int) -> VolumeRow | None:
+        row = self.get(volume_key(volume), self.tables.volumes)
+        return VolumeRow.unpack(row) if row else None
+
+    def put_volume(self, volume: int, row: VolumeRow) -> None:
+        self.put(volume_key(volume), row.pack(), self.tables.volumes)
+
+    def volumes(self) -> dict[int, VolumeRow]:
+        return {
+            int.from_bytes(k, "big"): VolumeRow.unpack(r) for k, r in self.items(b"", self.tables.volumes)
+        }
+
+    def bucket(self, name: str) -> BucketRow | None:
+        row = self.get(name.encode(), self.tables.buckets)
+        return BucketRow.unpack(row) if row else None
+
+    def buckets(self) -> Iterator[BucketRow]:
+        for _, row in self.items(b"", self.tables.buckets):
+            yield BucketRow.unpack(row)
+
+    def directory(self, directory: int) -> DirectoryRow | None:
+        row = self.get(id_key(directory), self.tables.directories)
+        return DirectoryRow.unpack(row) if row else None
+
+    def chunk(self, chunk_id: bytes) -> ChunkRow | None:
+        row = self.get(chunk_id, self.tables.chunks)
+        return ChunkRow.unpack(row) if row else None
+
+    def upload(self, bucket: int, upload: int) -> UploadRow | None:
+        row = self.get(upload_key(bucket, upload), self.tables.uploads)
+        return UploadRow.unpack(row) if row else None
+
+    def part(self, upload: int, number: int) -> PartRow | None:
+        row = self.get(part_key(upload, number), self.tables.parts)
+        return PartRow.unpack(row) if row else None
+
+    def parts(self, upload: int, after: int = 0) -> Iterator[tuple[int, PartRow]]:
+        prefix = id_key(upload)
+        for key, row in self.items(prefix, self.tables.parts, start=part_key(upload, after + 1)):
+            yield int.from_bytes(key[8:], "big"), PartRow.unpack(row)
+
+
+class Index:
+    """The open LMDB environment of one store."""
+
+    def __init__(
+        self, fs: FileSystem, directory: Path, *, map_size: int, sync: bool, read_only: bool
+    ) -> None:
+        check_lengths(fs, directory)
+        if not read_only:
+            fs.make_directory(directory)
+        try:
+            self._env = lmdb.open(
+                str(directory),
+                map_size=map_size,
+                max_dbs=len(_TABLES),
+                max_readers=MAX_READERS,
+                metasync=False,
+                sync=sync,
+                readonly=read_only,
+                create=not read_only,
+                readahead=False,
+                lib_version=0,
+            )
+        except lmdb.Error as error:
+            raise translate(error, directory) from error
+        try:
+            self._env.reader_check()
+            tables = [self._env.open_db(name.encode(), create=not read_only) for name in _TABLES]
+        except lmdb.Error as error:
+            self._env.close()
+            raise translate(error, directory) from error
+        self._tables = Tables(*tables)
+        self._directory = directory
+        self._fs = fs
+        self._page_size = int(self._env.stat()["psize"])
+        self._file_size = 0
+
+    def close(self) -> None:
+        self._env.close()
+
+    def sync(self) -> None:
+        """Makes the last commit durable in full, its meta page too."""
+        try:
+            self._env.sync(True)
+        except lmdb.Error as error:
+            raise translate(error, self._directory) from error
+
+    def reclaim_readers(self) -> int:
+        """Frees reader slots of processes that died; returns how many."""
+        return int(self._env.reader_check())
+
+    @contextmanager
+    def read(self) -> Iterator[Txn]:
+        """A snapshot for reading."""
+        try:
+            raw = self._env.begin()
+        except lmdb.Error as error:
+            raise translate(error, self._directory) from error
+        try:
+            yield Txn(raw, self._tables)
+        finally:
+            raw.abort()
+
+    def begin(self) -> Txn:
+        """A write transaction; waits for the one writer there may be, in this or another process."""
+        try:
+            return Txn(self._env.begin(write=True), self._tables)
+        except lmdb.Error as error:
+            raise translate(error, self._directory) from error
+
+    def child(self, parent: Txn) -> Txn:
+        """A nested write transaction: its changes join the parent's when committed, vanish when aborted."""
+        return Txn(self._env.begin(write=True, parent=parent.raw), self._tables)
+
+    def commit(self, txn: Txn) -> None:
+        try:
+            txn.raw.commit()
+        except lmdb.Error as error:
+            raise translate(error, self._directory) from error
+        self._cover_last_page()
+
+    def _cover_last_page(self) -> None:
+        """Keeps data.mdb as long as its meta page says.
+
+        LMDB never writes a page that was taken at the end and given back in one transaction, so the file may lawfully
+        be shorter than last_pgno; `check_lengths` could not tell that from a truncation.
+        """
+        size = (int(self._env.info()["last_pgno"]) + 1) * self._page_size
+        if size > self._file_size:
+            path = self._directory / "data.mdb"
+            actual = self._fs.size_of(path) or 0
+            if actual < size:
+                self._fs.extend(path, size)
+            self._file_size = max(actual, size)
+
+    def info(self) -> dict[str, int]:
+        """Bytes in use and entry counts per table."""
+        with self.read() as txn:
+            page = self._env.stat()["psize"]
+            sizes = {"used_bytes": (int(self._env.info()["last_pgno"]) + 1) * page}
+            for name, table in zip(_TABLES, self._tables, strict=True):
+                sizes[name] = int(txn.raw.stat(db=table)["entries"])
+            return sizes
+
+
+def translate(error: lmdb.Error, directory: Path) -> Exception:
+    """LMDB's error as one of ours, with the way out."""
+    if isinstance(error, lmdb.MapFullError):
+        return Full(f"index {directory}: the map is full; open the store with a larger map_size")
+    if isinstance(error, lmdb.ReadersFullError):
+        return Busy(f"index {directory}: all {MAX_READERS} reader slots are taken")
+    if isinstance(error, lmdb.DiskError) or any(str(number) in str(error) for number in FULL_ERRNOS):
+        return Full(f"index {directory}: {error}")
+    if "already open" in str(error):
+        return Busy(f"index {directory} is open in this process already: share that Store object")
+    return Corrupt(f"index {directory}: {error}; `cordwood rebuild` makes a new index from the volumes")
+
+
+# --- length check before mapping ------------------------------------------------------------------------------
+
+_META_PAGES = 2
+_PAGE_HEADER = 16
+_META = struct.Struct("<IIQQ")
+_META_DB = struct.Struct("<IHHQQQQQ")
+_META_TAIL = struct.Struct("<QQ")
+_LMDB_MAGIC = 0xBEEFC0DE
+_PAGE_SIZES = (4096, 8192, 16384, 32768, 65536, 512, 1024, 2048)
+
+
+def check_lengths(fs: FileSystem, directory: Path) -> None:
+    """Refuses a data.mdb that is shorter than its own meta pages say (layout of LMDB 0.9's mdb.c: MDB_meta).
+
+    Absent or empty files pass: LMDB creates them.
+    """
+    path = directory / "data.mdb"
+    size = fs.size_of(path)
+    if not size:
+        return
+    fd = fs.open_read(path)
+    try:
+        first = fs.read(fd, max(_PAGE_SIZES) * _META_PAGES, 0)
+    finally:
+        fs.close(fd)
+    meta = _newest_meta(first)
+    if meta is None:
+        raise Corrupt(f"{path}: no valid meta page; `cordwood rebuild` makes a new index from the volumes")
+    page_size, last_page = meta
+    if size < (last_page + 1) * page_size:
+        raise Corrupt(
+            f"{path} is {size} bytes, its meta page speaks of {(last_page + 1) * page_size}: it was truncated; "
+            "`cordwood rebuild` makes a new index from the volumes"
+        )
+
+
+def _newest_meta(first: bytes) -> tuple[int, int] | None:
+    """(page size, last page number) of the newest meta page."""
+    page_size = 0
+    newest: tuple[int, int] | None = None
+    for number in range(_META_PAGES):
+        at = number * page_size + _PAGE_HEADER
+        if len(first) < at + _META.size + 2 * _META_DB.size + _META_TAIL.size:
+            continue
+        magic, _version, _address, _map_size = _META.unpack_from(first, at)
+        if magic != _LMDB_MAGIC:
+            if number == 0:
+                return None
+            continue
+        page_size = _META_DB.unpack_from(first, at + _META.size)[0]
+        if page_size not in _PAGE_SIZES:
+            return None
+        last_page, txn_id = _META_TAIL.unpack_from(first, at + _META.size + 2 * _META_DB.size)
+        if newest is None or txn_id > newest[0]:
+            newest = (txn_id, last_page)
+    return (page_size, newest[1]) if newest else None

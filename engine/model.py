@@ -1,0 +1,217 @@
+"""The values that the store hands out and takes in: frozen, and free of anything about disks.
+
+Must not know: records, rows, LMDB.
+
+Invariants: ETags are bare (no quotes); times are Unix milliseconds; header and metadata names are lower-case.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cordwood.engine.errors import InvalidBucketName, InvalidKey, KeyTooLong
+
+NULL_VERSION = "null"
+KEY_SIZE_MAX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class BucketInfo:
+    """`versioning` is "", "Enabled" or "Suspended". `attrs` is free per-bucket configuration."""
+
+    name: str
+    id: int
+    created_ms: int
+    versioning: str = ""
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One version of an object with all its metadata.
+
+    `headers` are S3's system headers by HTTP name; `metadata` the user's, without the x-amz-meta- prefix.
+    `checksums` maps an algorithm as S3 spells it ("CRC32C") to its header value.
+    `upload` is the id of the multipart upload it came from, or 0.
+    """
+
+    bucket: str
+    key: str
+    size: int
+    etag: str
+    version_id: str
+    modified_ms: int
+    is_delete_marker: bool = False
+    is_latest: bool = True
+    headers: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    checksum_type: str = ""
+    storage_class: str = "STANDARD"
+    parts_count: int = 0
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    upload: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectEntry:
+    """What a listing tells of one version, read from the index alone."""
+
+    key: str
+    size: int
+    etag: str
+    modified_ms: int
+    storage_class: str
+    checksum_algorithms: tuple[str, ...]
+    checksum_type: str
+    version_id: str
+    is_latest: bool
+    is_delete_marker: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Objects and common prefixes, each in byte order. `next` is the last item of both when `truncated`."""
+
+    objects: list[ObjectEntry]
+    prefixes: list[str]
+    truncated: bool
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionListing:
+    entries: list[ObjectEntry]
+    prefixes: list[str]
+    truncated: bool
+    next_key_marker: str | None
+    next_version_id_marker: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteResult:
+    """`version_id` is that of the version removed or of the delete marker made; None where there are no versions."""
+
+    version_id: str | None
+    is_delete_marker: bool
+    existed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UploadInfo:
+    bucket: str
+    key: str
+    upload_id: str
+    initiated_ms: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    storage_class: str = "STANDARD"
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    checksum_algorithm: str = ""
+    checksum_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PartInfo:
+    number: int
+    size: int
+    etag: str
+    modified_ms: int
+    checksums: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PartListing:
+    parts: list[PartInfo]
+    truncated: bool
+    next: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class UploadListing:
+    uploads: list[UploadInfo]
+    prefixes: list[str]
+    truncated: bool
+    next_key_marker: str | None
+    next_upload_id_marker: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Preconditions of a read, write, copy or delete (RFC 9110 section 13; S3's conditional requests).
+
+    `if_size` and `if_modified_ms` are DeleteObject's x-amz-if-match-size and x-amz-if-match-last-modified-time,
+    the latter compared to the second.
+    """
+
+    if_match: tuple[str, ...] = ()
+    if_none_match: tuple[str, ...] = ()
+    if_modified_since_s: float | None = None
+    if_unmodified_since_s: float | None = None
+    if_size: int | None = None
+    if_modified_ms: int | None = None
+
+
+def encode_key(key: str) -> bytes:
+    """A key as UTF-8, refused when it is empty, not encodable or longer than 1,024 bytes."""
+    raw = lookup_key(key)
+    if len(raw) > KEY_SIZE_MAX:
+        raise KeyTooLong(len(raw), KEY_SIZE_MAX)
+    return raw
+
+
+def lookup_key(key: str) -> bytes:
+    """Like `encode_key` without the length limit: a rename may have made a key that no write could."""
+    if not key:
+        raise InvalidKey("the key is empty")
+    try:
+        return key.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidKey(f"the key cannot be encoded as UTF-8: {error}") from None
+
+
+def version_id_of(clock: int, *, is_null: bool) -> str:
+    """S3's version id of a version: "null", or 16 hexadecimal digits that sort by age."""
+    return NULL_VERSION if is_null else f"{clock:016x}"
+
+
+def version_clock(version_id: str) -> int | None:
+    """The clock behind a version id; 0 for "null", None when the id was never one of ours."""
+    if version_id == NULL_VERSION:
+        return 0
+    if len(version_id) != 16 or version_id.lower() != version_id:
+        return None
+    try:
+        return int(version_id, 16) or None
+    except ValueError:
+        return None
+
+
+def etag_of(md5: bytes, parts_count: int) -> str:
+    """The bare ETag: hexadecimal MD5, with "-N" for a multipart object of N parts."""
+    return f"{md5.hex()}-{parts_count}" if parts_count else md5.hex()
+
+
+_BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_IP_ADDRESS = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+")
+_RESERVED_PREFIXES = ("xn--", "sthree-", "amzn-s3-demo-")
+_RESERVED_SUFFIXES = ("-s3alias", "--ol-s3", ".mrap", "--x-s3", "--table-s3")
+
+
+def check_bucket_name(name: str) -> None:
+    """S3's rules for general purpose bucket names (Amazon S3 User Guide, "General purpose bucket naming rules")."""
+    if not 3 <= len(name) <= 63:
+        raise InvalidBucketName(name, "it must be 3 to 63 characters long")
+    if not _BUCKET_NAME.fullmatch(name):
+        raise InvalidBucketName(
+            name, "only a-z, 0-9, dots and hyphens are allowed, and a letter or digit at both ends"
+        )
+    if ".." in name:
+        raise InvalidBucketName(name, "two dots may not stand side by side")
+    if _IP_ADDRESS.fullmatch(name):
+        raise InvalidBucketName(name, "it may not look like an IP address")
+    if name.startswith(_RESERVED_PREFIXES) or name.endswith(_RESERVED_SUFFIXES):
+        raise InvalidBucketName(name, "this prefix or suffix is reserved")

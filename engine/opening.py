@@ -1,0 +1,369 @@
+"""Opening and closing a store's directory: its identity, its locks, recovery, and the parts wired together.
+
+Directory:
+  FORMAT      JSON: name, format version, store id, node id; written once, durable before anything else
+  LOCK        shared flock by everyone who has the store open, exclusive by tools that need it alone
+  RECOVERY    exclusive flock while a process recovers or claims a volume
+  UNSYNCED    there while the store is open with durability "relaxed": the kernel's boot id at that time
+  volumes/    the volume files
+  index/      LMDB
+
+Must not know: what is stored.
+
+Invariants:
+* A directory of another format version is refused before a byte of it is changed.
+* An index that is missing, or may have been torn by a power cut in relaxed mode, is rebuilt from the volumes; one that
+  is damaged is reported, never silently replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cordwood.engine.appender import Appender
+from cordwood.engine.clock import tick
+from cordwood.engine.commit import Committer
+from cordwood.engine.core import Core, read_manifest
+from cordwood.engine.errors import Busy, CordwoodError, Corrupt, Full, StoreNotFound, UnsupportedFormat
+from cordwood.engine.format import FORMAT_VERSION
+from cordwood.engine.fs import FULL_ERRNOS, REAL, FileSystem
+from cordwood.engine.health import Health
+from cordwood.engine.index import Index
+from cordwood.engine.recovery import Recovery, rebuild_index
+from cordwood.engine.volume import Volumes
+
+_log = logging.getLogger("cordwood.engine")
+FORMAT_NAME = "FORMAT"
+LOCK_NAME = "LOCK"
+RECOVERY_NAME = "RECOVERY"
+UNSYNCED_NAME = "UNSYNCED"
+VOLUMES_NAME = "volumes"
+INDEX_NAME = "index"
+_NEW_INDEX_NAME = "index.new"
+_OLD_INDEX_NAME = "index.old"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_RELAXED_INTERVAL_S = 1.0
+DEFAULT_MAP_SIZE = 1 << 40
+
+_open_here: set[Path] = set()
+_open_here_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `Store.open` was asked for; sizes in bytes."""
+
+    create: bool = True
+    read_only: bool = False
+    strict: bool = True
+    dedup: bool = True
+    volume_size: int = 1 << 30
+    chunk_size: int = 1 << 20
+    inline_max: int = 64 << 10
+    map_size: int = DEFAULT_MAP_SIZE
+    node_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What FORMAT says."""
+
+    store: bytes
+    node: int
+
+
+class Session:
+    """What must be undone when a store is closed."""
+
+    def __init__(self, fs: FileSystem, directory: Path, core: Core, lock: int, *, relaxed: bool) -> None:
+        self._fs = fs
+        self._directory = directory
+        self._core = core
+        self._lock = lock
+        self._stop = threading.Event()
+        self._timer: threading.Thread | None = None
+        if relaxed:
+            self._timer = threading.Thread(target=self._sync_regularly, name="cordwood-sync", daemon=True)
+            self._timer.start()
+
+    def close(self) -> None:
+        core = self._core
+        self._stop.set()
+        try:
+            if self._timer is not None:
+                self._timer.join()
+            if core.committer is not None and core.appender is not None:
+                core.committer.close()
+                if core.health.failure is None:
+                    core.appender.sync()
+                    core.index.sync()
+                    if self._timer is not None:
+                        self._fs.unlink_if_there(self._directory / UNSYNCED_NAME)
+        finally:
+            if core.appender is not None:
+                core.appender.close()
+            core.volumes.close()
+            core.index.close()
+            self._fs.close(self._lock)
+            _forget_open(self._directory)
+
+    def _sync_regularly(self) -> None:
+        while not self._stop.wait(_RELAXED_INTERVAL_S):
+            try:
+                assert self._core.appender is not None
+                self._core.appender.sync()
+                self._core.index.sync()
+            except (OSError, CordwoodError) as error:
+                self._core.health.fail(f"sync failed: {error}")
+                return
+
+
+def open_store(fs: FileSystem, directory: Path, options: Options) -> tuple[Core, Session]:
+    """Opens (and creates) the store in a directory; see `Store.open`."""
+    _remember_open(directory)
+    try:
+        identity = _identify(fs, directory, options)
+        lock = take_lock(fs, directory, shared=True)
+        try:
+            core = _open_core(fs, directory, identity, options)
+        except BaseException:
+            fs.close(lock)
+            raise
+    except OSError as error:
+        _forget_open(directory)
+        if error.errno in FULL_ERRNOS:
+            raise Full(f"{directory}: {error.strerror}; free some space to open the store") from error
+        raise
+    except BaseException:
+        _forget_open(directory)
+        raise
+    return core, Session(fs, directory, core, lock, relaxed=not options.strict and not options.read_only)
+
+
+def _remember_open(directory: Path) -> None:
+    with _open_here_lock:
+        real = directory.resolve()
+        if real in _open_here:
+            raise Busy(f"{directory} is open in this process already: share that Store object")
+        _open_here.add(real)
+
+
+def _forget_open(directory: Path) -> None:
+    with _open_here_lock:
+        _open_here.discard(directory.resolve())
+
+
+def _forget_all_after_fork() -> None:
+    global _open_here_lock
+    _open_here_lock = threading.Lock()
+    _open_here.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all_after_fork)
+
+
+def read_identity(fs: FileSystem, directory: Path) -> Identity | None:
+    """What FORMAT says; None without one. UnsupportedFormat for another version, Corrupt for what is no FORMAT."""
+    path = directory / FORMAT_NAME
+    if fs.size_of(path) is None:
+        return None
+    try:
+        content = json.loads(fs.read_file(path))
+        version = content["version"]
+        if content["format"] != "cordwood":
+            raise KeyError("format")
+        if version != FORMAT_VERSION:
+            raise UnsupportedFormat(
+                f"{path} says format version {version}; this program reads and writes version {FORMAT_VERSION}. "
+                "Nothing was changed: open the store with a matching release"
+            )
+        return Identity(bytes.fromhex(content["store"]), int(content["node"], 16))
+    except (ValueError, KeyError, TypeError) as error:
+        raise Corrupt(f"{path} is not a Cordwood FORMAT file ({error!r}); restore it from a backup") from None
+
+
+def _identify(fs: FileSystem, directory: Path, options: Options) -> Identity:
+    identity = read_identity(fs, directory)
+    if identity is not None:
+        return identity
+    if fs.names(directory / VOLUMES_NAME):
+        raise Corrupt(f"{directory} has volumes but no {FORMAT_NAME}; restore that file from a backup")
+    if not options.create or options.read_only:
+        raise StoreNotFound(f"{directory} holds no Cordwood store")
+    fs.make_directory(directory / VOLUMES_NAME)
+    with _exclusive(fs, directory / RECOVERY_NAME):
+        identity = read_identity(fs, directory)  # another process may have been faster
+        if identity is None:
+            node = secrets.randbits(64) if options.node_id is None else options.node_id
+            identity = Identity(secrets.token_bytes(16), node)
+            content = {
+                "format": "cordwood",
+                "version": FORMAT_VERSION,
+                "store": identity.store.hex(),
+                "node": f"{identity.node:016x}",
+            }
+            fs.sync_directory(directory / VOLUMES_NAME)
+            fs.publish(directory / FORMAT_NAME, json.dumps(content, indent=1).encode() + b"\n")
+            fs.sync_directory(directory.parent)
+    return identity
+
+
+@contextmanager
+def _exclusive(fs: FileSystem, path: Path) -> Iterator[None]:
+    fd = fs.open_lock(path)
+    try:
+        fs.lock_wait(fd)
+        yield
+    finally:
+        fs.close(fd)
+
+
+def take_lock(fs: FileSystem, directory: Path, *, shared: bool) -> int:
+    """The descriptor that holds the store's LOCK; Busy when it cannot be had."""
+    fd = fs.open_lock(directory / LOCK_NAME)
+    if fs.lock(fd, shared=shared):
+        return fd
+    fs.close(fd)
+    if shared:
+        raise Busy(f"{directory} is held by a tool that needs it alone; wait until that is done")
+    raise Busy(f"{directory} is open elsewhere; stop the server and the programs that use it first")
+
+
+def _open_core(fs: FileSystem, directory: Path, identity: Identity, options: Options) -> Core:
+    volumes = Volumes(fs, directory / VOLUMES_NAME, identity.store, identity.node)
+    if options.read_only:
+        index = Index(fs, directory / INDEX_NAME, map_size=options.map_size, sync=True, read_only=True)
+        health = Health("the store was opened read-only")
+        return _core(fs, index, volumes, health, None, None, options)
+    recovery_path = directory / RECOVERY_NAME
+    with _exclusive(fs, recovery_path):
+        _restore_index(fs, directory, volumes, identity, options.map_size)
+        if not options.strict:
+            fs.publish(directory / UNSYNCED_NAME, _boot_id(fs))
+        index = Index(
+            fs, directory / INDEX_NAME, map_size=options.map_size, sync=options.strict, read_only=False
+        )
+        try:
+            _check_store(index, identity, directory)
+            fs.sync_directory(directory / INDEX_NAME)
+            fs.sync_directory(directory)
+            volumes.remove_leftovers()
+            recovery = Recovery(fs, index, volumes, recovery_path, options.volume_size)
+            recovery.run()
+        except BaseException:
+            index.close()
+            raise
+    health = Health()
+    appender = Appender(fs, volumes, health, recovery.claim, volume_size=options.volume_size)
+    committer = Committer(
+        index, appender, lambda place: read_manifest(volumes, place), health, sync=options.strict
+    )
+    return _core(fs, index, volumes, health, appender, committer, options)
+
+
+def _core(
+    fs: FileSystem,
+    index: Index,
+    volumes: Volumes,
+    health: Health,
+    appender: Appender | None,
+    committer: Committer | None,
+    options: Options,
+) -> Core:
+    return Core(
+        fs,
+        index,
+        volumes,
+        health,
+        appender,
+        committer,
+        options.chunk_size,
+        options.inline_max,
+        options.dedup,
+    )
+
+
+def _check_store(index: Index, identity: Identity, directory: Path) -> None:
+    with index.read() as txn:
+        store = txn.store()
+    if store is None:
+        txn = index.begin()
+        txn.put_store(identity.store)
+        txn.put_clock(tick(0))
+        index.commit(txn)
+        index.sync()
+    elif store != identity.store:
+        raise Corrupt(
+            f"{directory / INDEX_NAME} belongs to another store; `cordwood rebuild` makes a new index"
+        )
+
+
+def _boot_id(fs: FileSystem) -> bytes:
+    try:
+        return fs.read_small(_BOOT_ID).strip()
+    except OSError:
+        return b"unknown"
+
+
+def _restore_index(
+    fs: FileSystem, directory: Path, volumes: Volumes, identity: Identity, map_size: int
+) -> None:
+    """Makes a new index where there is none, or where a power cut may have torn the one there is."""
+    unsynced = directory / UNSYNCED_NAME
+    torn = fs.size_of(unsynced) is not None and fs.read_file(unsynced).strip() != _boot_id(fs)
+    missing = fs.size_of(directory / INDEX_NAME / "data.mdb") is None
+    if (missing and volumes.ids()) or torn:
+        why = "was not synced before the last power cut" if torn else "is missing"
+        _log.warning("%s %s: rebuilding it from the volumes", directory / INDEX_NAME, why)
+        replace_index(fs, directory, volumes, identity.store, map_size=map_size)
+    if torn:
+        fs.unlink_if_there(unsynced)
+    for name in (_NEW_INDEX_NAME, _OLD_INDEX_NAME):
+        if fs.is_directory(directory / name):
+            fs.remove_tree(directory / name)
+
+
+def replace_index(fs: FileSystem, directory: Path, volumes: Volumes, store: bytes, *, map_size: int) -> None:
+    """Rebuilds the index beside the old one and puts it in its place; a crash at any point leaves a whole one or none."""
+    fresh = directory / _NEW_INDEX_NAME
+    if fs.is_directory(fresh):
+        fs.remove_tree(fresh)
+    rebuild_index(fs, fresh, volumes, store, map_size=map_size)
+    fs.sync_directory(fresh)
+    current = directory / INDEX_NAME
+    old = directory / _OLD_INDEX_NAME
+    if fs.is_directory(old):
+        fs.remove_tree(old)
+    if fs.is_directory(current):
+        fs.rename(current, old)
+    fs.rename(fresh, current)
+    fs.sync_directory(directory)
+    if fs.is_directory(old):
+        fs.remove_tree(old)
+
+
+def rebuild(path: str | os.PathLike[str], *, fs: FileSystem = REAL, map_size: int = DEFAULT_MAP_SIZE) -> None:
+    """Makes a new index from the volumes alone. Needs the store alone: Busy while anybody has it open."""
+    directory = Path(path).absolute()
+    identity = read_identity(fs, directory)
+    if identity is None:
+        raise StoreNotFound(f"{directory} holds no Cordwood store")
+    _remember_open(directory)
+    try:
+        lock = take_lock(fs, directory, shared=False)
+        try:
+            volumes = Volumes(fs, directory / VOLUMES_NAME, identity.store, identity.node)
+            replace_index(fs, directory, volumes, identity.store, map_size=map_size)
+            volumes.close()
+        finally:
+            fs.close(lock)
+    finally:
+        _forget_open(directory)

@@ -1,0 +1,593 @@
+"""The operations that change a store: each decides against the transaction, then writes its records.
+
+Must not know: batches, syncs, where records go.
+
+Invariants:
+* Every check that can refuse stands before the first record is written (the committer relies on it).
+* Preconditions are decided here, inside the one write transaction, so of two racing writers one wins in every process.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cordwood.engine import namespace
+from cordwood.engine.clock import milliseconds
+from cordwood.engine.commit import Decision, Operation
+from cordwood.engine.errors import (
+    BucketExists,
+    BucketNotEmpty,
+    BucketNotFound,
+    Conflict,
+    CordwoodError,
+    DestinationExists,
+    InvalidArgument,
+    KeyNotFound,
+    PreconditionFailed,
+    UploadNotFound,
+    VersionNotFound,
+)
+from cordwood.engine.format import (
+    BucketHead,
+    ChunkRef,
+    DeleteHead,
+    DirectoryHead,
+    Layout,
+    Manifest,
+    ObjectHead,
+    PartHead,
+    PartInManifest,
+    UploadHead,
+)
+from cordwood.engine.index import BucketRow, ObjectRow, RowFlag, Txn, UploadRow, id_key, version_key
+from cordwood.engine.model import (
+    BucketInfo,
+    Conditions,
+    DeleteResult,
+    ObjectInfo,
+    PartInfo,
+    UploadInfo,
+    etag_of,
+    version_clock,
+    version_id_of,
+)
+
+_RECORD_OVERHEAD = 512
+
+
+def require_bucket(txn: Txn, name: str) -> BucketRow:
+    row = txn.bucket(name)
+    if row is None:
+        raise BucketNotFound(name)
+    return row
+
+
+def current_row(txn: Txn, root: int, key: bytes) -> ObjectRow | None:
+    """The row of the newest version of a key, be it a delete marker."""
+    place = namespace.resolve(txn, root, key)
+    if place is None:
+        return None
+    row = namespace.get_entry(txn, *place)
+    return ObjectRow.unpack(row) if row is not None else None
+
+
+def find_version(txn: Txn, current: ObjectRow | None, version: int | None) -> ObjectRow | None:
+    """The row of one version of the key whose newest version is `current`; 0 asks for the null version."""
+    if current is None or version is None:
+        return None
+    if version == (0 if current.flags & RowFlag.NULL else current.clock):
+        return current
+    clock = version or current.null_clock
+    if not current.group or not clock:
+        return None
+    row = txn.get(version_key(current.group, clock), txn.tables.versions)
+    if row is None:
+        return None
+    found = ObjectRow.unpack(row)
+    return found if bool(found.flags & RowFlag.NULL) == (version == 0) else None
+
+
+def row_etag(row: ObjectRow) -> str:
+    return etag_of(row.md5, row.parts_count)
+
+
+def check_write(conditions: Conditions | None, row: ObjectRow | None, bucket: str, key: str) -> None:
+    """Preconditions of a write or delete against the current version. A delete marker counts as no object."""
+    if conditions is None:
+        return
+    if row is not None and row.flags & RowFlag.MARKER:
+        row = None
+    if conditions.if_match:
+        if row is None:
+            raise KeyNotFound(bucket, key)
+        if "*" not in conditions.if_match and row_etag(row) not in conditions.if_match:
+            raise PreconditionFailed("If-Match", bucket, key)
+    if conditions.if_none_match and row is not None:
+        if "*" in conditions.if_none_match or row_etag(row) in conditions.if_none_match:
+            raise PreconditionFailed("If-None-Match", bucket, key)
+    if conditions.if_size is not None and (row is None or row.size != conditions.if_size):
+        raise PreconditionFailed("x-amz-if-match-size", bucket, key)
+    if conditions.if_modified_ms is not None:
+        if row is None or milliseconds(row.clock) // 1000 != conditions.if_modified_ms // 1000:
+            raise PreconditionFailed("x-amz-if-match-last-modified-time", bucket, key)
+
+
+def check_chunks(txn: Txn, content: Content) -> None:
+    """Every chunk must be known to the index, or be one that this writer appended."""
+    for ref in content.chunks:
+        if ref.id not in content.fresh and txn.chunk(ref.id) is None:
+            raise Conflict("a shared chunk was removed meanwhile; write the object again")
+
+
+def write_chunked(decision: Decision, head: ObjectHead | PartHead, content: Content, body: bytes) -> int:
+    """Writes the record of a chunked object or part; returns its clock."""
+    for ref in content.chunks:
+        if ref.id in content.repaired:
+            decision.move_chunk(ref)
+    clock, _ = decision.write(head, body, manifest=Manifest(body))
+    return clock
+
+
+def make_directories(decision: Decision, root: int, directories: Sequence[bytes]) -> int:
+    """The id of the directory at the end of a path; writes a record for each one that does not exist yet."""
+    parent = root
+    known = True
+    for name in directories:
+        found = namespace.find_directory(decision.txn, parent, name) if known else None
+        if found is None:
+            known = False
+            found = decision.tick()
+            decision.write(DirectoryHead(root, found, parent, name), clock=found)
+        parent = found
+    return parent
+
+
+def object_info(bucket: str, key: str, head: ObjectHead, clock: int, *, is_latest: bool = True) -> ObjectInfo:
+    return ObjectInfo(
+        bucket=bucket,
+        key=key,
+        size=head.size,
+        etag=etag_of(head.md5, head.parts_count),
+        version_id=version_id_of(clock, is_null=head.null),
+        modified_ms=milliseconds(clock),
+        is_delete_marker=head.layout == Layout.MARKER,
+        is_latest=is_latest,
+        headers=head.headers,
+        metadata=head.metadata,
+        checksums=head.checksums,
+        checksum_type=head.checksum_type,
+        storage_class=head.storage_class,
+        parts_count=head.parts_count,
+        attrs=head.attrs,
+        upload=head.upload,
+    )
+
+
+def bucket_info(row: BucketRow) -> BucketInfo:
+    head = row.head
+    return BucketInfo(head.name, head.bucket, milliseconds(head.bucket), head.versioning, head.attrs)
+
+
+@dataclass(slots=True)
+class Content:
+    """What an object or part consists of: `inline` bytes, or chunks.
+
+    `fresh` chunks were appended by this writer; `repaired` ones among them replace a stored copy that had rotted.
+    """
+
+    size: int
+    md5: bytes
+    inline: bytes | None = None
+    chunks: list[ChunkRef] = field(default_factory=list)
+    fresh: frozenset[bytes] = frozenset()
+    repaired: frozenset[bytes] = frozenset()
+
+    def record_size(self) -> int:
+        return _RECORD_OVERHEAD + (len(self.inline) if self.inline is not None else 64 * len(self.chunks))
+
+
+@dataclass(slots=True)
+class Description:
+    """What is said about an object, apart from its bytes."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    checksum_type: str = ""
+    storage_class: str = "STANDARD"
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class PutObject:
+    """A new version of an object, from bytes that were written, copied or uploaded in parts before."""
+
+    bucket: str
+    key: bytes
+    content: Content
+    description: Description
+    conditions: Conditions | None = None
+    parts: list[PartInManifest] | None = None
+    upload: int = 0
+    nested: bool = False
+    frees: bool = False
+
+    def size_hint(self) -> int:
+        return self.content.record_size() + len(self.key) + 64 * len(self.parts or ())
+
+    def decide(self, decision: Decision) -> ObjectInfo:
+        txn = decision.txn
+        bucket = require_bucket(txn, self.bucket).head
+        key = self.key.decode()
+        if self.conditions is not None:
+            check_write(self.conditions, current_row(txn, bucket.bucket, self.key), self.bucket, key)
+        content = self.content
+        check_chunks(txn, content)
+        directories, name = namespace.split_key(self.key)
+        about = self.description
+        head = ObjectHead(
+            bucket=bucket.bucket,
+            directory=make_directories(decision, bucket.bucket, directories),
+            name=name,
+            null=bucket.versioning != "Enabled",
+            layout=Layout.CHUNKED if content.inline is None else Layout.INLINE,
+            size=content.size,
+            md5=content.md5,
+            parts_count=len(self.parts) if self.parts is not None else 0,
+            storage_class=about.storage_class,
+            headers=dict(about.headers),
+            metadata=dict(about.metadata),
+            checksums=dict(about.checksums),
+            checksum_type=about.checksum_type,
+            upload=self.upload,
+            attrs=dict(about.attrs),
+        )
+        if content.inline is not None:
+            clock, _ = decision.write(head, content.inline)
+        else:
+            clock = write_chunked(decision, head, content, Manifest.pack(content.chunks, self.parts))
+        return object_info(self.bucket, key, head, clock)
+
+
+@dataclass(slots=True)
+class DeleteObject:
+    """Removes a version, or the object; in a bucket with versions puts a delete marker on top."""
+
+    bucket: str
+    key: bytes
+    version_id: str | None = None
+    conditions: Conditions | None = None
+    nested: bool = False
+    frees: bool = True
+
+    def size_hint(self) -> int:
+        return _RECORD_OVERHEAD + len(self.key)
+
+    def decide(self, decision: Decision) -> DeleteResult:
+        txn = decision.txn
+        bucket = require_bucket(txn, self.bucket).head
+        key = self.key.decode()
+        current = current_row(txn, bucket.bucket, self.key)
+        if self.version_id is not None:
+            return self._delete_version(decision, bucket, current, key)
+        check_write(self.conditions, current, self.bucket, key)
+        if bucket.versioning:
+            return self._put_marker(decision, bucket, existed=current is not None)
+        if current is None:
+            return DeleteResult(None, False, False)
+        place = namespace.resolve(txn, bucket.bucket, self.key)
+        assert place is not None
+        decision.write(DeleteHead(bucket.bucket, *place, 0))
+        return DeleteResult(None, False, True)
+
+    def _delete_version(
+        self, decision: Decision, bucket: BucketHead, current: ObjectRow | None, key: str
+    ) -> DeleteResult:
+        assert self.version_id is not None
+        version = version_clock(self.version_id)
+        row = find_version(decision.txn, current, version)
+        if self.conditions is not None:
+            if row is None:
+                raise VersionNotFound(self.bucket, key, self.version_id)
+            check_write(self.conditions, row, self.bucket, key)
+        if row is None or version is None:
+            return DeleteResult(self.version_id, False, False)
+        place = namespace.resolve(decision.txn, bucket.bucket, self.key)
+        assert place is not None
+        decision.write(DeleteHead(bucket.bucket, *place, version))
+        return DeleteResult(self.version_id, bool(row.flags & RowFlag.MARKER), True)
+
+    def _put_marker(self, decision: Decision, bucket: BucketHead, *, existed: bool) -> DeleteResult:
+        directories, name = namespace.split_key(self.key)
+        head = ObjectHead(
+            bucket=bucket.bucket,
+            directory=make_directories(decision, bucket.bucket, directories),
+            name=name,
+            null=bucket.versioning != "Enabled",
+            layout=Layout.MARKER,
+            size=0,
+            md5=bytes(16),
+        )
+        clock, _ = decision.write(head)
+        return DeleteResult(version_id_of(clock, is_null=head.null), True, existed)
+
+
+@dataclass(slots=True)
+class DeleteMany:
+    """Several deletes in one commit, each decided alone: one that is refused does not touch the others."""
+
+    deletes: list[DeleteObject]
+    nested: bool = False
+    frees: bool = True
+
+    def size_hint(self) -> int:
+        return sum(delete.size_hint() for delete in self.deletes)
+
+    def decide(self, decision: Decision) -> list[DeleteResult | CordwoodError]:
+        results: list[DeleteResult | CordwoodError] = []
+        for delete in self.deletes:
+            first = len(decision.records)
+            try:
+                results.append(delete.decide(decision))
+            except CordwoodError as refused:
+                assert len(decision.records) == first
+                results.append(refused)
+        return results
+
+
+@dataclass(slots=True)
+class Together:
+    """Several operations as one: all of them happen, or none."""
+
+    operations: list[Operation]
+    nested: bool = True
+    frees: bool = False
+
+    def size_hint(self) -> int:
+        return sum(operation.size_hint() for operation in self.operations)
+
+    def decide(self, decision: Decision) -> list[Any]:
+        return [operation.decide(decision) for operation in self.operations]
+
+
+@dataclass(slots=True)
+class Rename:
+    """Moves a directory with all that is below: one record, one row, whatever its size."""
+
+    bucket: str
+    source: bytes
+    target: bytes
+    nested: bool = False
+    frees: bool = True
+
+    def size_hint(self) -> int:
+        return _RECORD_OVERHEAD + len(self.target)
+
+    def decide(self, decision: Decision) -> None:
+        txn = decision.txn
+        root = require_bucket(txn, self.bucket).head.bucket
+        found = namespace.resolve(txn, root, self.source)
+        if found is None:
+            raise KeyNotFound(self.bucket, self.source.decode())
+        if self.source == self.target:
+            return
+        if self.target.startswith(self.source):
+            raise InvalidArgument(f"{self.source.decode()!r} cannot be moved below itself")
+        if namespace.resolve(txn, root, self.target) is not None:
+            raise DestinationExists(f"{self.target.decode()!r} exists already in bucket {self.bucket!r}")
+        *parents, name = namespace.split_key(self.target)[0]
+        parent = make_directories(decision, root, parents)
+        decision.write(DirectoryHead(root, found[0], parent, name))
+
+
+@dataclass(slots=True)
+class CreateBucket:
+    name: str
+    versioning: str = ""
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    nested: bool = False
+    frees: bool = False
+
+    def size_hint(self) -> int:
+        return _RECORD_OVERHEAD
+
+    def decide(self, decision: Decision) -> BucketInfo:
+        if decision.txn.bucket(self.name) is not None:
+            raise BucketExists(self.name)
+        clock = decision.tick()
+        head = BucketHead(clock, self.name, self.versioning, False, dict(self.attrs))
+        _, place = decision.write(head, clock=clock)
+        return bucket_info(BucketRow(clock, place, head))
+
+
+@dataclass(slots=True)
+class UpdateBucket:
+    """Changes a bucket's versioning and merges `attrs` into its own; a value of None removes a name."""
+
+    name: str
+    versioning: str | None = None
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    nested: bool = False
+    frees: bool = False
+
+    def size_hint(self) -> int:
+        return _RECORD_OVERHEAD
+
+    def decide(self, decision: Decision) -> BucketInfo:
+        old = require_bucket(decision.txn, self.name).head
+        merged = {**old.attrs, **self.attrs}
+        head = BucketHead(
+            old.bucket,
+            old.name,
+            old.versioning if self.versioning is None else self.versioning,
+            False,
+            {name: value for name, value in merged.items() if value is not None},
+        )
+        clock, place = decision.write(head)
+        return bucket_info(BucketRow(clock, place, head))
+
+
+@dataclass(slots=True)
+class DeleteBucket:
+    """Removes an empty bucket; multipart uploads that are still open in it are aborted."""
+
+    name: str
+    nested: bool = False
+    frees: bool = True
+
+    def size_hint(self) -> int:
+        return _RECORD_OVERHEAD
+
+    def decide(self, decision: Decision) -> None:
+        txn = decision.txn
+        head = require_bucket(txn, self.name).head
+        if not namespace.is_empty(txn, head.bucket):
+            raise BucketNotEmpty(self.name)
+        for key, _ in list(txn.items(id_key(head.bucket), txn.tables.uploads)):
+            upload = int.from_bytes(key[8:], "big")
+            decision.write(UploadHead(head.bucket, upload, bytes(8), b"", True))
+        decision.write(BucketHead(head.bucket, head.name, head.versioning, True))
+
+
+# --- multipart uploads ----------------------------------------------------------------------------------------
+
+_SECRET_SIZE = 8
+
+
+def upload_id_of(upload: int, secret: bytes) -> str:
+    """S3's upload id: 16 digits of the upload's clock, 16 of a random secret, so that it cannot be guessed."""
+    return f"{upload:016x}{secret.hex()}"
+
+
+def parse_upload_id(upload_id: str) -> tuple[int, bytes] | None:
+    if len(upload_id) != 16 + 2 * _SECRET_SIZE:
+        return None
+    try:
+        return int(upload_id[:16], 16), bytes.fromhex(upload_id[16:])
+    except ValueError:
+        return None
+
+
+def require_upload(txn: Txn, bucket: str, key: bytes, upload_id: str) -> tuple[BucketHead, int, UploadRow]:
+    """The bucket, the upload's clock and its row. An id that belongs to another key or bucket is not found."""
+    head = require_bucket(txn, bucket).head
+    parsed = parse_upload_id(upload_id)
+    row = txn.upload(head.bucket, parsed[0]) if parsed is not None else None
+    if parsed is None or row is None or row.key != key or not secrets.compare_digest(row.secret, parsed[1]):
+        raise UploadNotFound(bucket, key.decode(), upload_id)
+    return head, parsed[0], row
+
+
+def upload_info(bucket: str, head: UploadHead, clock: int) -> UploadInfo:
+    return UploadInfo(
+        bucket=bucket,
+        key=head.key.decode(),
+        upload_id=upload_id_of(head.upload, head.secret),
+        initiated_ms=milliseconds(clock),
+        headers=head.headers,
+        metadata=head.metadata,
+        storage_class=head.storage_class,
+        attrs=head.attrs,
+        checksum_algorithm=head.checksum_algorithm,
+        checksum_type=head.checksum_type,
+    )
+
+
+@dataclass(slots=True)
+class CreateUpload:
+    bucket: str
+    key: bytes
+    description: Description
+    checksum_algorithm: str = ""
+    nested: bool = False
+    frees: bool = False
+
+    def size_hint(self) -> int:
+        return _RECORD_OVERHEAD + len(self.key)
+
+    def decide(self, decision: Decision) -> UploadInfo:
+        bucket = require_bucket(decision.txn, self.bucket).head
+        clock = decision.tick()
+        about = self.description
+        head = UploadHead(
+            bucket=bucket.bucket,
+            upload=clock,
+            secret=secrets.token_bytes(_SECRET_SIZE),
+            key=self.key,
+            storage_class=about.storage_class,
+            headers=dict(about.headers),
+            metadata=dict(about.metadata),
+            checksum_algorithm=self.checksum_algorithm,
+            checksum_type=about.checksum_type,
+            attrs=dict(about.attrs),
+        )
+        decision.write(head, clock=clock)
+        return upload_info(self.bucket, head, clock)
+
+
+@dataclass(slots=True)
+class PutPart:
+    bucket: str
+    key: bytes
+    upload_id: str
+    number: int
+    content: Content
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    nested: bool = False
+    frees: bool = False
+
+    def size_hint(self) -> int:
+        return self.content.record_size()
+
+    def decide(self, decision: Decision) -> PartInfo:
+        bucket, upload, _ = require_upload(decision.txn, self.bucket, self.key, self.upload_id)
+        content = self.content
+        check_chunks(decision.txn, content)
+        head = PartHead(bucket.bucket, upload, self.number, content.size, content.md5, dict(self.checksums))
+        clock = write_chunked(decision, head, content, Manifest.pack(content.chunks))
+        return PartInfo(self.number, content.size, content.md5.hex(), milliseconds(clock), head.checksums)
+
+
+@dataclass(slots=True)
+class CompleteUpload:
+    """Publishes an upload: `put` was prepared from parts whose records had these clocks; no byte is copied."""
+
+    put: PutObject
+    upload_id: str
+    part_clocks: Mapping[int, int]
+    nested: bool = False
+    frees: bool = False
+
+    def size_hint(self) -> int:
+        return self.put.size_hint() + _RECORD_OVERHEAD
+
+    def decide(self, decision: Decision) -> ObjectInfo:
+        put = self.put
+        bucket, upload, _ = require_upload(decision.txn, put.bucket, put.key, self.upload_id)
+        for number, clock in self.part_clocks.items():
+            row = decision.txn.part(upload, number)
+            if row is None or row.clock != clock:
+                raise Conflict(f"part {number} was replaced while the upload was being completed")
+        info = put.decide(decision)
+        # Tells a rebuild that the upload is over even when the object's own record is long gone.
+        decision.write(UploadHead(bucket.bucket, upload, bytes(_SECRET_SIZE), b"", True))
+        return info
+
+
+@dataclass(slots=True)
+class AbortUpload:
+    bucket: str
+    key: bytes
+    upload_id: str
+    nested: bool = False
+    frees: bool = True
+
+    def size_hint(self) -> int:
+        return _RECORD_OVERHEAD
+
+    def decide(self, decision: Decision) -> None:
+        bucket, upload, _ = require_upload(decision.txn, self.bucket, self.key, self.upload_id)
+        decision.write(UploadHead(bucket.bucket, upload, bytes(_SECRET_SIZE), b"", True))

@@ -1,0 +1,781 @@
+"""The store: the one name that everything above the engine uses.
+
+Opens a directory, and offers buckets, objects, versions, listings, multipart uploads, renames and batches, to all
+threads of the process and to several processes at once. All calls block; nothing here knows of HTTP or event loops.
+
+Invariants:
+* A call that changes something returns only when the change is durable (in `durability="strict"`, the default).
+* A directory is opened at most once per process; `Busy` otherwise. A fork must open its own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from cordwood.engine import copying, listing, opening
+from cordwood.engine.commit import Pending
+from cordwood.engine.core import MOVED_RETRIES, Core, Moved
+from cordwood.engine.dump import logical_dump
+from cordwood.engine.errors import (
+    Closed,
+    Conflict,
+    CordwoodError,
+    Corrupt,
+    DeleteMarkerFound,
+    InvalidArgument,
+    InvalidPart,
+    InvalidRange,
+    KeyNotFound,
+    NotModified,
+    PreconditionFailed,
+    UploadNotFound,
+    VersionNotFound,
+    WouldBlock,
+)
+from cordwood.engine.format import Layout, Manifest, ObjectHead, RecordType, UploadHead, decode_head
+from cordwood.engine.fs import REAL, FileSystem
+from cordwood.engine.index import STORAGE_CLASSES, ObjectRow, RowFlag, Txn, UploadRow
+from cordwood.engine.model import (
+    BucketInfo,
+    Conditions,
+    DeleteResult,
+    Listing,
+    ObjectInfo,
+    PartInfo,
+    PartListing,
+    UploadInfo,
+    UploadListing,
+    VersionListing,
+    check_bucket_name,
+    encode_key,
+    lookup_key,
+    version_clock,
+    version_id_of,
+)
+from cordwood.engine.operations import (
+    AbortUpload,
+    CreateBucket,
+    CreateUpload,
+    DeleteBucket,
+    DeleteMany,
+    DeleteObject,
+    Description,
+    PutObject,
+    Rename,
+    Together,
+    UpdateBucket,
+    bucket_info,
+    current_row,
+    find_version,
+    object_info,
+    require_bucket,
+    require_upload,
+    row_etag,
+    upload_info,
+)
+from cordwood.engine.reader import ObjectReader
+from cordwood.engine.volume import Place
+from cordwood.engine.writer import ObjectWriter, PartWriter, describe
+
+PART_NUMBER_MAX = 10_000
+MIN_PART_SIZE = 5 << 20
+_COPY_BLOCK = 1 << 20
+_CONFLICT_RETRIES = 5
+
+Data = bytes | bytearray | memoryview | BinaryIO | Iterable[bytes]
+Range = tuple[int | None, int | None]
+T = TypeVar("T")
+
+
+class Store:
+    """An open store; use `Store.open`, as a context manager where that fits. Safe to use from many threads."""
+
+    def __init__(self, path: Path, core: Core, session: opening.Session) -> None:
+        self.path = path
+        self._core = core
+        self._session = session
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        create: bool = True,
+        read_only: bool = False,
+        durability: str = "strict",
+        dedup: bool = True,
+        volume_size: int = 1 << 30,
+        chunk_size: int = 1 << 20,
+        inline_max: int = 64 << 10,
+        map_size: int = 1 << 40,
+        node_id: int | None = None,
+        fs: FileSystem = REAL,
+    ) -> Store:
+        """Opens the store in a directory, and recovers it if it was not closed cleanly.
+
+        `durability`: "strict" syncs before each acknowledgement; "relaxed" syncs once a second. Sizes are in bytes:
+        `volume_size` a volume's limit, `chunk_size` the unit in which large objects are kept and shared, `inline_max`
+        the largest object that stands in its own record, `map_size` the address space reserved for the index.
+        `node_id` is only used when the store is created. `fs` is for fault injection.
+
+        Raises StoreNotFound, UnsupportedFormat, Busy, Corrupt, InvalidArgument, OSError.
+        """
+        if durability not in ("strict", "relaxed"):
+            raise InvalidArgument(f"durability is {durability!r}; it must be 'strict' or 'relaxed'")
+        if not 0 <= inline_max <= chunk_size:
+            raise InvalidArgument(f"inline_max must lie between 0 and chunk_size, it is {inline_max}")
+        if not 4096 <= chunk_size <= 64 << 20:
+            raise InvalidArgument(f"chunk_size must lie between 4 KiB and 64 MiB, it is {chunk_size}")
+        if volume_size < 1 << 16:
+            raise InvalidArgument(f"volume_size must be at least 64 KiB, it is {volume_size}")
+        options = opening.Options(
+            create=create,
+            read_only=read_only,
+            strict=durability == "strict",
+            dedup=dedup,
+            volume_size=volume_size,
+            chunk_size=chunk_size,
+            inline_max=inline_max,
+            map_size=map_size,
+            node_id=node_id,
+        )
+        directory = Path(path).absolute()
+        core, session = opening.open_store(fs, directory, options)
+        return cls(directory, core, session)
+
+    def close(self) -> None:
+        """Finishes what is under way and lets go of the directory. May be called twice."""
+        with self._lock:
+            if self._closed or self._pid != os.getpid():
+                return
+            self._closed = True
+        self._session.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def read_only_reason(self) -> str | None:
+        """Why the store takes no writes; None while it does."""
+        return self._core.health.failure
+
+    # --- buckets ----------------------------------------------------------------------------------------------
+
+    def create_bucket(
+        self, name: str, *, versioning: str = "", attrs: Mapping[str, Any] | None = None
+    ) -> BucketInfo:
+        """Makes a bucket. BucketExists, InvalidBucketName."""
+        check_bucket_name(name)
+        _check_versioning(versioning)
+        return self._execute(CreateBucket(name, versioning, attrs or {}))
+
+    def delete_bucket(self, name: str) -> None:
+        """Removes an empty bucket; uploads that are open in it are aborted. BucketNotFound, BucketNotEmpty."""
+        self._execute(DeleteBucket(name))
+
+    def head_bucket(self, name: str) -> BucketInfo:
+        with self._read() as txn:
+            return bucket_info(require_bucket(txn, name))
+
+    def list_buckets(self) -> list[BucketInfo]:
+        """All buckets by name."""
+        with self._read() as txn:
+            return [bucket_info(row) for row in txn.buckets()]
+
+    def update_bucket(
+        self, name: str, *, versioning: str | None = None, attrs: Mapping[str, Any] | None = None
+    ) -> BucketInfo:
+        """Changes versioning ("Enabled", "Suspended"), and merges `attrs`; a value of None removes a name."""
+        if versioning is not None:
+            _check_versioning(versioning)
+        return self._execute(UpdateBucket(name, versioning, attrs or {}))
+
+    # --- writing objects --------------------------------------------------------------------------------------
+
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        data: Data,
+        *,
+        headers: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        checksums: Mapping[str, str] | None = None,
+        checksum_type: str = "",
+        storage_class: str = "STANDARD",
+        attrs: Mapping[str, Any] | None = None,
+        conditions: Conditions | None = None,
+    ) -> ObjectInfo:
+        """Stores an object from bytes, a binary file or an iterable of bytes of any length; durable on return."""
+        writer = self.writer(
+            bucket, key, headers=headers, metadata=metadata, storage_class=storage_class, attrs=attrs
+        )
+        return self._fill(writer, data).commit(
+            conditions=conditions, checksums=checksums, checksum_type=checksum_type
+        )
+
+    def writer(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        storage_class: str = "STANDARD",
+        attrs: Mapping[str, Any] | None = None,
+    ) -> ObjectWriter:
+        """A writer to fill piece by piece. BucketNotFound, KeyTooLong, InvalidKey, ReadOnly at once."""
+        raw = encode_key(key)
+        _check_storage_class(storage_class)
+        with self._read() as txn:
+            require_bucket(txn, bucket)
+        return ObjectWriter(self._core, bucket, raw, describe(headers, metadata, storage_class, attrs))
+
+    def delete(
+        self, bucket: str, key: str, *, version_id: str | None = None, conditions: Conditions | None = None
+    ) -> DeleteResult:
+        """Deletes an object, or puts a delete marker on it, or removes one version. A missing key is no error."""
+        return self._execute(DeleteObject(bucket, lookup_key(key), version_id, conditions))
+
+    def delete_async(
+        self, bucket: str, key: str, *, version_id: str | None = None, conditions: Conditions | None = None
+    ) -> Pending[DeleteResult]:
+        _, committer = self._writing()
+        return committer.submit(DeleteObject(bucket, lookup_key(key), version_id, conditions))
+
+    def delete_many(
+        self, bucket: str, deletes: Sequence[tuple[str, str | None, Conditions | None]]
+    ) -> list[DeleteResult | CordwoodError]:
+        """Many deletes (key, version id, conditions) in one commit; each one's result, or the error it met."""
+        operations = [DeleteObject(bucket, lookup_key(key), version, when) for key, version, when in deletes]
+        return self._execute(DeleteMany(operations))
+
+    def copy(
+        self,
+        src_bucket: str,
+        src_key: str,
+        dst_bucket: str,
+        dst_key: str,
+        *,
+        src_version_id: str | None = None,
+        src_conditions: Conditions | None = None,
+        conditions: Conditions | None = None,
+        headers: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        checksums: Mapping[str, str] | None = None,
+        checksum_type: str | None = None,
+        storage_class: str | None = None,
+        attrs: Mapping[str, Any] | None = None,
+    ) -> ObjectInfo:
+        """Copies an object without moving its chunks. What is None is taken from the source."""
+        raw = encode_key(dst_key)
+        _check_storage_class(storage_class or "STANDARD")
+
+        def attempt() -> ObjectInfo:
+            with self.get(
+                src_bucket, src_key, version_id=src_version_id, conditions=src_conditions
+            ) as reader:
+                info = reader.info
+                about = Description(
+                    info.headers if headers is None else headers,
+                    info.metadata if metadata is None else metadata,
+                    info.checksums if checksums is None else checksums,
+                    info.checksum_type if checksum_type is None else checksum_type,
+                    storage_class or info.storage_class,
+                    info.attrs if attrs is None else attrs,
+                )
+                return self._execute(copying.copy_operation(reader, dst_bucket, raw, about, conditions))
+
+        return _retrying(attempt)
+
+    def rename(self, bucket: str, old_prefix: str, new_prefix: str) -> None:
+        """Moves everything below a prefix, in one record whatever its size. Both prefixes end in "/".
+
+        KeyNotFound when nothing is below `old_prefix`, DestinationExists when something is below `new_prefix`.
+        """
+        source, target = lookup_key(old_prefix), encode_key(new_prefix)
+        if not source.endswith(b"/") or not target.endswith(b"/"):
+            raise InvalidArgument('both prefixes of a rename must end in "/"')
+        self._execute(Rename(bucket, source, target))
+
+    @contextmanager
+    def batch(self) -> Iterator[Batch]:
+        """Many puts and deletes as one: `with store.batch() as b: b.put(...)`. All of them happen at the end, or none."""
+        batch = Batch(self)
+        yield batch
+        batch.commit()
+
+    # --- reading objects --------------------------------------------------------------------------------------
+
+    def get(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        version_id: str | None = None,
+        conditions: Conditions | None = None,
+        range: Range | None = None,
+        part_number: int | None = None,
+        wait: bool = True,
+    ) -> ObjectReader:
+        """Finds an object and selects bytes of it: `range` (first, last) inclusive; (first, None) to the end;
+        (None, n) the last n; or one part of a multipart object.
+
+        With `wait` false, WouldBlock is raised where the disk would have to be waited for.
+        Raises BucketNotFound, KeyNotFound, DeleteMarkerFound, VersionNotFound, PreconditionFailed, NotModified,
+        InvalidRange, InvalidPart, Corrupt.
+        """
+        row, head, body = self._find(bucket, key, version_id, conditions, want_body=True, wait=wait)
+        info = object_info(bucket, key, head, row.clock, is_latest=version_id is None)
+        inline = body if head.layout == Layout.INLINE else None
+        manifest = Manifest(body, f"object {key!r}") if body is not None and inline is None else None
+        if part_number is not None:
+            start, length = _part_range(info, manifest, part_number)
+        else:
+            start, length = _byte_range(info.size, range)
+        return ObjectReader(self._core, info, inline, manifest, start, length)
+
+    def head(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        version_id: str | None = None,
+        conditions: Conditions | None = None,
+        part_number: int | None = None,
+        wait: bool = True,
+    ) -> ObjectInfo:
+        """The metadata of an object; the same errors as `get`."""
+        if part_number is not None:
+            with self.get(
+                bucket, key, version_id=version_id, conditions=conditions, part_number=part_number, wait=wait
+            ) as reader:
+                return reader.info
+        row, head, _ = self._find(bucket, key, version_id, conditions, want_body=False, wait=wait)
+        return object_info(bucket, key, head, row.clock, is_latest=version_id is None)
+
+    def _find(
+        self,
+        bucket: str,
+        key: str,
+        version_id: str | None,
+        conditions: Conditions | None,
+        *,
+        want_body: bool,
+        wait: bool,
+    ) -> tuple[ObjectRow, ObjectHead, bytes | None]:
+        raw = lookup_key(key)
+        for _ in range(MOVED_RETRIES):
+            with self._read() as txn:
+                root = require_bucket(txn, bucket).head.bucket
+                row = current_row(txn, root, raw)
+                if version_id is not None:
+                    newest = row
+                    row = find_version(txn, row, version_clock(version_id))
+                    if row is None:
+                        raise VersionNotFound(bucket, key, version_id)
+                    is_latest = newest is not None and row.clock == newest.clock
+                else:
+                    is_latest = True
+            if row is None:
+                raise KeyNotFound(bucket, key)
+            if row.flags & RowFlag.MARKER:
+                null = bool(row.flags & RowFlag.NULL)
+                raise DeleteMarkerFound(
+                    bucket, key, version_id_of(row.clock, is_null=null), is_latest=is_latest
+                )
+            if conditions is not None:
+                modified = _check_read(conditions, row, bucket, key)
+            else:
+                modified = True
+            try:
+                head, body = self._read_object(row, want_body=want_body and modified, wait=wait)
+            except Moved:
+                continue
+            if not modified:
+                raise NotModified(object_info(bucket, key, head, row.clock, is_latest=is_latest))
+            return row, head, body
+        raise Corrupt(f"volume {row.volume} is missing; it holds key {key!r} of bucket {bucket!r}")
+
+    def _read_object(self, row: ObjectRow, *, want_body: bool, wait: bool) -> tuple[ObjectHead, bytes | None]:
+        file = self._core.volume(row.volume)
+        place = row.place
+        if want_body or place.length <= _SMALL_RECORD:
+            record = file.read_record(place, cached_only=not wait)
+            if record is None:
+                raise WouldBlock("the object's record is not in memory")
+        else:
+            record = file.read_head(place)
+        header, head_bytes, body = record
+        where = file.where(row.offset)
+        if header.type != RecordType.OBJECT or header.clock != row.clock:
+            raise Corrupt(f"{where}: another record stands where the index expects an object")
+        head: ObjectHead = decode_head(header.type, head_bytes, where)
+        return head, body
+
+    # --- listings ---------------------------------------------------------------------------------------------
+
+    def list(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        delimiter: str = "",
+        start_after: str = "",
+        max_keys: int = 1000,
+    ) -> Listing:
+        """Keys and common prefixes greater than `start_after`; pass `next` as `start_after` to go on."""
+        with self._read() as txn:
+            row = require_bucket(txn, bucket)
+            return listing.list_objects(
+                txn, row, prefix.encode(), delimiter.encode(), start_after.encode(), max_keys
+            )
+
+    def list_versions(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        delimiter: str = "",
+        key_marker: str = "",
+        version_id_marker: str = "",
+        max_keys: int = 1000,
+    ) -> VersionListing:
+        """All versions and delete markers, keys in byte order and the newest first."""
+        with self._read() as txn:
+            row = require_bucket(txn, bucket)
+            return listing.list_versions(
+                txn,
+                row,
+                prefix.encode(),
+                delimiter.encode(),
+                key_marker.encode(),
+                version_id_marker,
+                max_keys,
+            )
+
+    # --- multipart uploads ------------------------------------------------------------------------------------
+
+    def create_upload(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        storage_class: str = "STANDARD",
+        attrs: Mapping[str, Any] | None = None,
+        checksum_algorithm: str = "",
+        checksum_type: str = "",
+    ) -> UploadInfo:
+        """Begins a multipart upload."""
+        _check_storage_class(storage_class)
+        about = describe(headers, metadata, storage_class, attrs)
+        about.checksum_type = checksum_type
+        return self._execute(CreateUpload(bucket, encode_key(key), about, checksum_algorithm))
+
+    def head_upload(self, bucket: str, key: str, upload_id: str) -> UploadInfo:
+        """What was said when the upload began. UploadNotFound, also for the id of another key."""
+        raw = lookup_key(key)
+        for _ in range(MOVED_RETRIES):
+            with self._read() as txn:
+                _, _, row = require_upload(txn, bucket, raw, upload_id)
+            try:
+                return self._upload_info(bucket, row)
+            except Moved:
+                continue
+        raise Corrupt(f"volume {row.place.volume} is missing; it holds upload {upload_id}")
+
+    def part_writer(self, bucket: str, key: str, upload_id: str, part_number: int) -> PartWriter:
+        """A writer for one part (1 to 10,000); committing it replaces an earlier part of that number."""
+        _check_part_number(part_number)
+        raw = lookup_key(key)
+        with self._read() as txn:
+            require_upload(txn, bucket, raw, upload_id)
+        return PartWriter(self._core, bucket, raw, upload_id, part_number)
+
+    def copy_part(
+        self,
+        bucket: str,
+        key: str,
+        upload_id: str,
+        part_number: int,
+        src_bucket: str,
+        src_key: str,
+        *,
+        src_version_id: str | None = None,
+        src_conditions: Conditions | None = None,
+        range: tuple[int, int] | None = None,
+        checksums: Mapping[str, str] | None = None,
+    ) -> PartInfo:
+        """Makes a part from (a range of) an object. Chunks that lie wholly within the range are shared."""
+
+        def attempt() -> PartInfo:
+            writer = self.part_writer(bucket, key, upload_id, part_number)
+            with self.get(
+                src_bucket, src_key, version_id=src_version_id, conditions=src_conditions, range=range
+            ) as reader:
+                md5 = copying.copy_bytes(reader, writer)
+                return writer.commit(checksums=checksums, md5=md5)
+
+        return _retrying(attempt)
+
+    def list_parts(
+        self, bucket: str, key: str, upload_id: str, *, after: int = 0, max_parts: int = 1000
+    ) -> PartListing:
+        """Parts with a number greater than `after`, in order."""
+        parts: list[PartInfo] = []
+        with self._read() as txn:
+            _, upload, _ = require_upload(txn, bucket, lookup_key(key), upload_id)
+            for number, row in txn.parts(upload, min(max(after, 0), 0xFFFE)):
+                if len(parts) >= max_parts:
+                    return PartListing(parts, max_parts > 0, parts[-1].number if parts else after)
+                parts.append(copying.part_info(number, row))
+        return PartListing(parts, False, None)
+
+    def list_uploads(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        delimiter: str = "",
+        key_marker: str = "",
+        upload_id_marker: str = "",
+        max_uploads: int = 1000,
+    ) -> UploadListing:
+        """Uploads that are neither completed nor aborted."""
+        for _ in range(MOVED_RETRIES):
+            try:
+                with self._read() as txn:
+                    return listing.list_uploads(
+                        txn,
+                        require_bucket(txn, bucket),
+                        prefix.encode(),
+                        delimiter.encode(),
+                        key_marker.encode(),
+                        upload_id_marker,
+                        max_uploads,
+                        lambda row: self._upload_info(bucket, row),
+                    )
+            except Moved:
+                continue
+        raise Corrupt(f"a volume that holds uploads of bucket {bucket!r} is missing")
+
+    def complete_upload(
+        self,
+        bucket: str,
+        key: str,
+        upload_id: str,
+        parts: Sequence[tuple[int, str]],
+        *,
+        checksums: Mapping[str, str] | None = None,
+        checksum_type: str = "",
+        conditions: Conditions | None = None,
+        min_part_size: int = MIN_PART_SIZE,
+    ) -> ObjectInfo:
+        """Makes one object of the parts (number, bare ETag), copying no byte. Asked again, it answers the same.
+
+        InvalidPart, InvalidPartOrder, EntityTooSmall, UploadNotFound, PreconditionFailed.
+        """
+        raw = lookup_key(key)
+
+        def attempt() -> ObjectInfo:
+            try:
+                about = self.head_upload(bucket, key, upload_id)
+            except UploadNotFound:
+                return self._completed_before(bucket, key, upload_id)
+            description = Description(
+                about.headers,
+                about.metadata,
+                checksums or {},
+                checksum_type,
+                about.storage_class,
+                about.attrs,
+            )
+            with self._read() as txn:
+                _, upload, _ = require_upload(txn, bucket, raw, upload_id)
+                rows = copying.chosen_parts(txn, upload, parts, min_part_size)
+            operation = copying.complete_operation(
+                self._core, bucket, raw, upload, upload_id, rows, description, conditions
+            )
+            return self._execute(operation)
+
+        return _retrying(attempt)
+
+    def abort_upload(self, bucket: str, key: str, upload_id: str) -> None:
+        """Ends an upload and forgets its parts. UploadNotFound."""
+        self._execute(AbortUpload(bucket, lookup_key(key), upload_id))
+
+    # --- the whole --------------------------------------------------------------------------------------------
+
+    def logical_dump(self) -> dict[str, Any]:
+        """Everything the index says, without what may lawfully differ after a rebuild. For tests and fsck."""
+        with self._read() as txn:
+            return logical_dump(txn)
+
+    def index_info(self) -> dict[str, int]:
+        """Bytes the index uses, and the rows of each of its tables."""
+        self._check_open()
+        return self._core.index.info()
+
+    # --- helpers ----------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed(f"the store {self.path} is closed")
+        if self._pid != os.getpid():
+            raise Closed(f"the store {self.path} was opened before a fork; open it again in this process")
+
+    def _read(self) -> Any:
+        self._check_open()
+        return self._core.index.read()
+
+    def _writing(self) -> Any:
+        self._check_open()
+        return self._core.writing()
+
+    def _execute(self, operation: Any) -> Any:
+        return self._writing()[1].execute(operation)
+
+    @staticmethod
+    def _fill(writer: ObjectWriter, data: Data) -> ObjectWriter:
+        if isinstance(data, bytes | bytearray | memoryview):
+            writer.write(data)
+            return writer
+        read: Callable[[int], bytes] | None = getattr(data, "read", None)
+        if read is None:
+            for block in data:
+                writer.write(block)
+            return writer
+        while block := read(_COPY_BLOCK):
+            writer.write(block)
+        return writer
+
+    def _upload_info(self, bucket: str, row: UploadRow) -> UploadInfo:
+        place: Place = row.place
+        record = self._core.volume(place.volume).read_head(place)
+        head: UploadHead = decode_head(record.header.type, record.head, f"upload in volume {place.volume}")
+        return upload_info(bucket, head, row.clock)
+
+    def _completed_before(self, bucket: str, key: str, upload_id: str) -> ObjectInfo:
+        try:
+            info = self.head(bucket, key)
+        except KeyNotFound:
+            raise UploadNotFound(bucket, key, upload_id) from None
+        if not info.upload or f"{info.upload:016x}" != upload_id[:16]:
+            raise UploadNotFound(bucket, key, upload_id)
+        return info
+
+
+class Batch:
+    """Collects puts and deletes; the store commits them as one when its `with` block ends without an error."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._operations: list[PutObject | DeleteObject] = []
+
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        data: Data,
+        *,
+        headers: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        conditions: Conditions | None = None,
+    ) -> None:
+        """Adds an object. Large ones are written to the volume now, but appear with the others."""
+        writer = ObjectWriter(
+            self._store._core, bucket, encode_key(key), describe(headers, metadata, "STANDARD", None)
+        )
+        self._store._fill(writer, data).flush()
+        self._operations.append(writer.operation(conditions, None, ""))
+
+    def delete(self, bucket: str, key: str, *, conditions: Conditions | None = None) -> None:
+        """Adds a delete."""
+        self._operations.append(DeleteObject(bucket, lookup_key(key), None, conditions))
+
+    def commit(self) -> None:
+        """Called by `Store.batch`; an empty batch does nothing."""
+        operations, self._operations = self._operations, []
+        if operations:
+            self._store._execute(Together(list(operations)))
+
+
+_SMALL_RECORD = 4096
+
+
+def _retrying(attempt: Callable[[], T]) -> T:
+    """Runs something that may lose a race against compaction or another part upload, a few times."""
+    for _ in range(_CONFLICT_RETRIES):
+        try:
+            return attempt()
+        except Conflict:
+            continue
+    return attempt()
+
+
+def _check_read(conditions: Conditions, row: ObjectRow, bucket: str, key: str) -> bool:
+    """Evaluates a read's preconditions in RFC 9110's order; False means "not modified"."""
+    etag = row_etag(row)
+    modified_s = row.clock >> 16
+    modified_s //= 1000
+    if conditions.if_match:
+        if "*" not in conditions.if_match and etag not in conditions.if_match:
+            raise PreconditionFailed("If-Match", bucket, key)
+    elif conditions.if_unmodified_since_s is not None and modified_s > conditions.if_unmodified_since_s:
+        raise PreconditionFailed("If-Unmodified-Since", bucket, key)
+    if conditions.if_none_match:
+        return "*" not in conditions.if_none_match and etag not in conditions.if_none_match
+    return conditions.if_modified_since_s is None or modified_s > conditions.if_modified_since_s
+
+
+def _byte_range(size: int, wanted: Range | None) -> tuple[int, int]:
+    """(start, length) of a range as HTTP means it (RFC 9110 section 14.1.2)."""
+    if wanted is None:
+        return 0, size
+    first, last = wanted
+    if first is None:
+        if not last or not size:
+            raise InvalidRange(size)
+        return max(0, size - last), min(last, size)
+    if first < 0 or first >= size or (last is not None and last < first):
+        raise InvalidRange(size)
+    return first, (size if last is None else min(last + 1, size)) - first
+
+
+def _part_range(info: ObjectInfo, manifest: Manifest | None, part_number: int) -> tuple[int, int]:
+    parts = manifest.parts() if manifest is not None else []
+    if not parts:
+        if part_number == 1:
+            return 0, info.size
+        raise InvalidPart(part_number, f"key {info.key!r} has 1 part")
+    if not 1 <= part_number <= len(parts):
+        raise InvalidPart(part_number, f"key {info.key!r} has {len(parts)} parts")
+    return sum(part.size for part in parts[: part_number - 1]), parts[part_number - 1].size
+
+
+def _check_part_number(part_number: int) -> None:
+    if not 1 <= part_number <= PART_NUMBER_MAX:
+        raise InvalidArgument(f"part number {part_number} is not between 1 and {PART_NUMBER_MAX}")
+
+
+def _check_storage_class(storage_class: str) -> None:
+    if storage_class not in STORAGE_CLASSES:
+        raise InvalidArgument(f"storage class {storage_class!r} is none of {', '.join(STORAGE_CLASSES)}")
+
+
+def _check_versioning(versioning: str) -> None:
+    if versioning not in ("", "Enabled", "Suspended"):
+        raise InvalidArgument(f"versioning is {versioning!r}; it must be 'Enabled' or 'Suspended'")

@@ -1,0 +1,386 @@
+"""One append-only volume file: read, scan, append, seal; and the set of a store's volumes.
+
+Must not know: LMDB, what heads mean, who decides what is written.
+
+Invariants:
+* Bytes below `durable` are synced. Bytes at and past `tail` do not exist: a failed append is cut off before the next one.
+* Transactions are written whole by one call, so records of two transactions never mix.
+* Records other than chunks stand in clock order within a volume; replay merges volumes by that.
+* A volume file has one writer at a time: whoever holds its flock.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+from cordwood.engine.errors import Corrupt, Full, ReadOnly
+from cordwood.engine.format import (
+    ALIGNMENT,
+    HEADER_SIZE,
+    RECORD_MAGIC,
+    SALT_SIZE,
+    SUPERBLOCK_SIZE,
+    Flag,
+    Header,
+    RecordType,
+    SealHead,
+    Superblock,
+    encode_head,
+    header_seed,
+    pack_record,
+    parse_header,
+)
+from cordwood.engine.fs import FULL_ERRNOS, Buffer, FileSystem
+
+_NAME = re.compile(r"([0-9]{10})\.vol")
+_WINDOW = 1 << 20
+_OPEN_VOLUMES_MAX = 512
+
+
+def volume_name(volume: int) -> str:
+    return f"{volume:010d}.vol"
+
+
+def volume_id_of(name: str) -> int | None:
+    """The id in a volume's file name; None for any other file."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+class Place(NamedTuple):
+    """Where a record is: volume id, offset of its header, length with padding."""
+
+    volume: int
+    offset: int
+    length: int
+
+
+class Record(NamedTuple):
+    """A scanned record. `body` is None when the scan was told to skip bodies."""
+
+    header: Header
+    head: bytes
+    body: bytes | None
+
+
+class VolumeFile:
+    """A volume open for reading. Its descriptor closes when nobody refers to the object any more."""
+
+    def __init__(self, fs: FileSystem, path: Path, volume: int, store: bytes, fd: int | None = None) -> None:
+        self._fs = fs
+        self.path = path
+        self.id = volume
+        self.fd = fs.open_read(path) if fd is None else fd
+        where = f"volume {path.name}"
+        self.superblock = Superblock.unpack(fs.read(self.fd, SUPERBLOCK_SIZE, 0), where)
+        if self.superblock.store != store:
+            raise Corrupt(f"{where} belongs to another store ({self.superblock.store.hex()})")
+        if self.superblock.volume != volume:
+            raise Corrupt(f"{where} says that it is volume {self.superblock.volume}")
+        self.seed = header_seed(self.superblock.salt)
+
+    def __del__(self) -> None:
+        fd = getattr(self, "fd", -1)
+        if fd >= 0:
+            self.fd = -1
+            self._fs.close(fd)
+
+    def where(self, offset: int) -> str:
+        """How messages name a place in this volume."""
+        return f"volume {self.id} offset {offset}"
+
+    def size(self) -> int:
+        return self._fs.size(self.fd)
+
+    def is_linked(self) -> bool:
+        """False once the compactor removed the volume's name."""
+        return self._fs.links(self.fd) > 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = self._fs.read(self.fd, length, offset)
+        if len(data) != length:
+            raise Corrupt(f"{self.where(offset)}: {length} bytes expected, the file ends after {len(data)}")
+        return data
+
+    def read_cached(self, offset: int, length: int) -> bytes | None:
+        return self._fs.read_cached(self.fd, length, offset)
+
+    def read_header(self, data: bytes | memoryview, offset: int) -> Header:
+        """The header at the front of `data`, which was read at `offset`."""
+        header = parse_header(data, offset, self.seed, 1 << 63)
+        if header is None:
+            raise Corrupt(f"{self.where(offset)}: no valid record header")
+        return header
+
+    def read_record(self, place: Place, *, cached_only: bool = False) -> Record | None:
+        """The whole record at a place, its header, head and body verified. None: `cached_only` and not in memory."""
+        if cached_only:
+            data = self.read_cached(place.offset, place.length)
+            if data is None:
+                return None
+        else:
+            data = self.read(place.offset, place.length)
+        header = self.read_header(data, place.offset)
+        if header.length != place.length:
+            raise Corrupt(
+                f"{self.where(place.offset)}: record of {header.length} bytes, {place.length} expected"
+            )
+        body_at = HEADER_SIZE + header.head_length
+        head = data[HEADER_SIZE:body_at]
+        body = data[body_at : body_at + header.body_length]
+        self._check(header, head, body)
+        return Record(header, head, body)
+
+    def read_head(self, place: Place) -> Record:
+        """Header and head of the record at a place, verified; the body is not read."""
+        first = self.read(place.offset, min(place.length, 1024))
+        header = self.read_header(first, place.offset)
+        body_at = HEADER_SIZE + header.head_length
+        head = first[HEADER_SIZE:body_at]
+        if len(head) < header.head_length:
+            head += self.read(place.offset + len(first), body_at - len(first))
+        self._check(header, head, None)
+        return Record(header, head, None)
+
+    def _check(self, header: Header, head: bytes, body: bytes | None) -> None:
+        if crc32c(head) != header.head_crc:
+            raise Corrupt(f"{self.where(header.offset)}: head CRC does not match")
+        if body is not None and crc32c(body) != header.body_crc:
+            raise Corrupt(f"{self.where(header.offset)}: body CRC does not match")
+
+    def scan(self, start: int, end: int, *, bodies: bool) -> Iterator[Record]:
+        """Records from `start` on, until `end` or the first one that is not valid.
+
+        With `bodies` each body is read and verified too. The caller finds where the scan stopped from the last
+        record: its offset plus its length.
+        """
+        window = b""
+        window_at = start
+        position = start
+        while position + HEADER_SIZE <= end:
+            if position + HEADER_SIZE > window_at + len(window) or position < window_at:
+                window_at = position
+                window = self._fs.read(self.fd, min(_WINDOW, end - position), position)
+            view = memoryview(window)[position - window_at :]
+            header = parse_header(view, position, self.seed, end)
+            if header is None:
+                return
+            body_at = HEADER_SIZE + header.head_length
+            wanted = header.length if bodies else body_at
+            if wanted > len(view):
+                window_at = position
+                window = self._fs.read(self.fd, max(wanted, min(_WINDOW, end - position)), position)
+                view = memoryview(window)
+                if wanted > len(view):
+                    return
+            head = bytes(view[HEADER_SIZE:body_at])
+            body = bytes(view[body_at : body_at + header.body_length]) if bodies else None
+            try:
+                self._check(header, head, body)
+            except Corrupt:
+                return
+            yield Record(header, head, body)
+            position += header.length
+
+    def find_valid(self, start: int, end: int) -> Header | None:
+        """The first valid record header at or after `start`: how a scan goes on behind damage."""
+        position = (start + ALIGNMENT - 1) & -ALIGNMENT
+        while position + HEADER_SIZE <= end:
+            window = self._fs.read(self.fd, min(_WINDOW + HEADER_SIZE, end - position), position)
+            at = window.find(RECORD_MAGIC)
+            while at >= 0 and at + HEADER_SIZE <= len(window):
+                if (position + at) % ALIGNMENT == 0:
+                    header = parse_header(memoryview(window)[at:], position + at, self.seed, end)
+                    if header is not None:
+                        return header
+                at = window.find(RECORD_MAGIC, at + 1)
+            if len(window) < _WINDOW + HEADER_SIZE:
+                return None
+            position += _WINDOW
+        return None
+
+
+class NewRecord(NamedTuple):
+    """A record about to be written: its type, flags, clock and encoded head, and its body."""
+
+    type: int
+    flags: int
+    clock: int
+    head: bytes
+    body: bytes | memoryview
+
+
+class ActiveVolume:
+    """The one volume a process appends to. All methods hold `lock`; `lock` may be taken around several calls."""
+
+    def __init__(self, fs: FileSystem, file: VolumeFile, fd: int, tail: int, node: int) -> None:
+        self._fs = fs
+        self._fd = fd
+        self._node = node
+        self.file = file
+        self.id = file.id
+        self.tail = tail
+        self.durable = tail
+        self.lock = threading.RLock()
+
+    def append(self, records: Sequence[NewRecord]) -> list[Place]:
+        """Writes records back to back; returns their places. Nothing of them stays when it fails (`Full`)."""
+        with self.lock:
+            buffers: list[Buffer] = []
+            places = []
+            position = self.tail
+            for type_, flags, clock, head, body in records:
+                packed = pack_record(
+                    type_, flags, position, clock, self.durable, self._node, head, body, self.file.seed
+                )
+                length = sum(map(len, packed))
+                buffers += packed
+                places.append(Place(self.id, position, length))
+                position += length
+            try:
+                self._fs.write_all(self._fd, buffers, self.tail)
+            except OSError as error:
+                self._cut_failed_append(error)
+            self.tail = position
+            return places
+
+    def _cut_failed_append(self, error: OSError) -> None:
+        try:
+            self._fs.truncate(self._fd, self.tail)
+        except OSError as second:
+            raise ReadOnly(
+                f"volume {self.id}: append failed ({error}) and could not be cut off ({second})"
+            ) from error
+        if error.errno in FULL_ERRNOS:
+            raise Full(f"volume {self.id}: {error.strerror}; free some space, then write again") from error
+        raise ReadOnly(f"volume {self.id}: append failed: {error}") from error
+
+    def sync(self) -> None:
+        """Makes everything appended so far durable. A failure is final: the caller must stop writing."""
+        with self.lock:
+            tail = self.tail
+        try:
+            self._fs.datasync(self._fd)
+        except OSError as error:
+            raise ReadOnly(f"volume {self.id}: sync failed: {error}; reopen the store to recover") from error
+        self.durable = max(self.durable, tail)
+
+    def is_empty(self) -> bool:
+        return self.tail == SUPERBLOCK_SIZE
+
+    def seal(self, clock: int) -> None:
+        """Appends the SEAL record and syncs: the volume will not change any more."""
+        self.append([NewRecord(RecordType.SEAL, Flag(0), clock, encode_head(SealHead(self.tail)), b"")])
+        self.sync()
+
+    def close(self) -> None:
+        """Gives up the claim on the volume."""
+        self._fs.close(self._fd)
+
+
+class Volumes:
+    """The volume files of one store: finding, opening for reading, creating, claiming."""
+
+    def __init__(self, fs: FileSystem, directory: Path, store: bytes, node: int) -> None:
+        self._fs = fs
+        self.directory = directory
+        self._store = store
+        self._node = node
+        self._open: OrderedDict[int, VolumeFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def path(self, volume: int) -> Path:
+        return self.directory / volume_name(volume)
+
+    def ids(self) -> list[int]:
+        found = (volume_id_of(name) for name in self._fs.names(self.directory))
+        return sorted(volume for volume in found if volume is not None)
+
+    def get(self, volume: int) -> VolumeFile:
+        """The volume open for reading. FileNotFoundError when it was compacted away: look the place up again."""
+        file = self._open.get(volume)
+        if file is not None:
+            return file
+        with self._lock:
+            file = self._open.get(volume)
+            if file is None:
+                file = VolumeFile(self._fs, self.path(volume), volume, self._store)
+                self._open[volume] = file
+                if len(self._open) > _OPEN_VOLUMES_MAX:
+                    self._open.popitem(last=False)
+            return file
+
+    def forget(self, volume: int) -> None:
+        """Drops the cached descriptor of a volume that is gone."""
+        with self._lock:
+            self._open.pop(volume, None)
+
+    def close(self) -> None:
+        with self._lock:
+            self._open.clear()
+
+    def create(self, clock: int) -> ActiveVolume:
+        """A new empty volume, its superblock durable under its name, claimed by this process."""
+        salt = secrets.token_bytes(SALT_SIZE)
+        while True:
+            volume = max(self.ids(), default=0) + 1
+            path = self.path(volume)
+            temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+            fd = self._fs.create(temporary)
+            try:
+                if not self._fs.lock(fd, shared=False):
+                    raise ReadOnly(f"volume {volume}: a new file is locked by somebody else")
+                superblock = Superblock(self._store, volume, salt, self._node, clock)
+                self._fs.write_all(fd, [superblock.pack()], 0)
+                self._fs.datasync(fd)
+                self._fs.link(temporary, path)
+            except OSError as error:
+                self._fs.close(fd)
+                self._fs.unlink(temporary)
+                if isinstance(error, FileExistsError):
+                    continue  # another process took this id between the look and the link
+                if error.errno in FULL_ERRNOS:
+                    raise Full(f"no room for a new volume: {error.strerror}") from error
+                raise
+            self._fs.unlink(temporary)
+            self._fs.sync_directory(self.directory)
+            return ActiveVolume(self._fs, self.get(volume), fd, SUPERBLOCK_SIZE, self._node)
+
+    def claim(self, volume: int) -> int | None:
+        """A descriptor that holds the volume's flock, or None when another process appends to it."""
+        fd = self._fs.open_write(self.path(volume))
+        if self._fs.lock(fd, shared=False):
+            return fd
+        self._fs.close(fd)
+        return None
+
+    def resume(self, volume: int, fd: int, tail: int) -> ActiveVolume:
+        """Goes on appending to a claimed volume whose valid bytes end at `tail`."""
+        return ActiveVolume(self._fs, self.get(volume), fd, tail, self._node)
+
+    def remove_leftovers(self) -> None:
+        """Removes volumes that a crash left half made. Nobody else may be creating one meanwhile."""
+        for name in self._fs.names(self.directory):
+            if name.startswith(".") and name.endswith(".tmp"):
+                path = self.directory / name
+                fd = self._fs.open_write(path)
+                try:
+                    if self._fs.lock(fd, shared=False):
+                        self._fs.unlink_if_there(path)
+                finally:
+                    self._fs.close(fd)
+
+    def truncate(self, fd: int, size: int) -> None:
+        self._fs.truncate(fd, size)
+        self._fs.datasync(fd)
+
+    def release(self, fd: int) -> None:
+        self._fs.close(fd)

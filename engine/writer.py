@@ -1,0 +1,229 @@
+"""Streams bytes into a store: small objects wait in memory, large ones go to the volume chunk by chunk.
+
+Must not know: the index's rows beyond the chunk table, S3, where the bytes come from.
+
+Invariants:
+* Nothing a writer did is visible before its commit; what an aborted or forgotten writer appended is dead space.
+* While `size + len(data) <= inline_max`, `write` does no I/O.
+* A chunk that is found by its digest is compared byte for byte before it is relied on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from blake3 import blake3
+
+from cordwood.engine.commit import Operation, Pending
+from cordwood.engine.core import Core, Moved
+from cordwood.engine.errors import Corrupt, InvalidState
+from cordwood.engine.format import CHUNK_ID_SIZE, ChunkRef, chunk_record_length
+from cordwood.engine.index import ChunkRow
+from cordwood.engine.model import Conditions, ObjectInfo, PartInfo
+from cordwood.engine.operations import Content, Description, PutObject, PutPart
+from cordwood.engine.volume import Place
+
+
+class ContentWriter:
+    """Takes bytes, hashes them and lays them down. Not thread-safe: one thread at a time."""
+
+    def __init__(self, core: Core, inline_max: int) -> None:
+        core.writing()
+        self._core = core
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._buffer = bytearray()
+        self._chunks: list[ChunkRef] = []
+        self._mine: dict[bytes, ChunkRef] = {}
+        self._repaired: set[bytes] = set()
+        self._open = True
+        self.inline_max = inline_max
+        self.size = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Adds bytes. May append full chunks to the volume: Full or ReadOnly when that fails."""
+        if not self._open:
+            raise InvalidState("the writer was committed or aborted already")
+        view = memoryview(data).cast("B")
+        self._md5.update(view)
+        self.size += len(view)
+        chunk_size = self._core.chunk_size
+        buffer = self._buffer
+        if self.size <= self.inline_max or len(buffer) + len(view) < chunk_size:
+            buffer += view
+            return
+        at = 0
+        if buffer:
+            at = max(0, chunk_size - len(buffer))
+            buffer += view[:at]
+            whole = bytes(buffer)
+            buffer.clear()
+            for start in range(0, len(whole) - chunk_size + 1, chunk_size):
+                self._put_chunk(memoryview(whole)[start : start + chunk_size])
+            buffer += whole[len(whole) - len(whole) % chunk_size :]
+        while len(buffer) == 0 and len(view) - at >= chunk_size:
+            self._put_chunk(view[at : at + chunk_size])
+            at += chunk_size
+        buffer += view[at:]
+
+    def md5_hex(self) -> str:
+        """MD5 of all bytes so far."""
+        return self._md5.hexdigest()
+
+    def md5_digest(self) -> bytes:
+        return self._md5.digest()
+
+    def flush(self) -> None:
+        """Writes what is left as the last chunk, unless the object is small enough to stand in its own record."""
+        if self._buffer and self.size > self.inline_max:
+            whole = bytes(self._buffer)
+            self._buffer.clear()
+            self._put_chunk(memoryview(whole))
+
+    def abort(self) -> None:
+        """Forgets everything. May be called at any time, also twice."""
+        self._open = False
+        self._buffer.clear()
+        self._chunks.clear()
+
+    def share(self, ref: ChunkRef) -> None:
+        """Adds a chunk that is in the store already. Its bytes do not go into the MD5: give that to `commit`."""
+        self.flush()
+        self._chunks.append(ref)
+        self.size += ref.length
+
+    def _content(self, md5: bytes | None) -> Content:
+        if not self._open:
+            raise InvalidState("the writer was committed or aborted already")
+        self._open = False
+        digest = self._md5.digest() if md5 is None else md5
+        if self.size <= self.inline_max:
+            return Content(self.size, digest, inline=bytes(self._buffer))
+        if self._buffer:
+            raise InvalidState("flush the writer before an asynchronous commit")
+        return Content(
+            self.size,
+            digest,
+            chunks=self._chunks,
+            fresh=frozenset(self._mine),
+            repaired=frozenset(self._repaired),
+        )
+
+    def _put_chunk(self, payload: memoryview) -> None:
+        core = self._core
+        appender, _ = core.writing()
+        if not core.dedup:
+            chunk_id = secrets.token_bytes(CHUNK_ID_SIZE)
+        else:
+            chunk_id = blake3(payload).digest()
+            known = self._mine.get(chunk_id)
+            if known is not None:
+                self._chunks.append(known)
+                return
+            with core.index.read() as txn:
+                row = txn.chunk(chunk_id)
+            if row is not None:
+                if self._is_stored(row, payload):
+                    self._chunks.append(ChunkRef(chunk_id, row.length, row.volume, row.offset))
+                    return
+                self._repaired.add(chunk_id)
+        place = appender.append_chunk(chunk_id, payload, is_digest=core.dedup)
+        ref = ChunkRef(chunk_id, len(payload), place.volume, place.offset)
+        self._mine[chunk_id] = ref
+        self._chunks.append(ref)
+
+    def _is_stored(self, row: ChunkRow, payload: memoryview) -> bool:
+        """Whether the chunk on disk really holds these bytes. If not (bit rot), a good copy will replace it."""
+        if row.length != len(payload):
+            return False
+        place = Place(row.volume, row.offset, chunk_record_length(row.length))
+        try:
+            record = self._core.read_record(place)
+        except (Corrupt, Moved, OSError):
+            return False
+        return record.body is not None and memoryview(record.body) == payload
+
+
+class ObjectWriter(ContentWriter):
+    """Writes one object; `commit` makes it the key's newest version."""
+
+    def __init__(
+        self, core: Core, bucket: str, key: bytes, description: Description, inline_max: int | None = None
+    ) -> None:
+        super().__init__(core, core.inline_max if inline_max is None else inline_max)
+        self._bucket = bucket
+        self._key = key
+        self._description = description
+
+    def commit(
+        self,
+        *,
+        conditions: Conditions | None = None,
+        checksums: Mapping[str, str] | None = None,
+        checksum_type: str = "",
+    ) -> ObjectInfo:
+        """Publishes the object; returns once it is durable. PreconditionFailed, BucketNotFound, Full, ReadOnly."""
+        self.flush()
+        _, committer = self._core.writing()
+        info: ObjectInfo = committer.execute(self.operation(conditions, checksums, checksum_type))
+        return info
+
+    def commit_async(
+        self,
+        *,
+        conditions: Conditions | None = None,
+        checksums: Mapping[str, str] | None = None,
+        checksum_type: str = "",
+    ) -> Pending[ObjectInfo]:
+        """Like `commit` without waiting. Call `flush` before, unless `size <= inline_max`."""
+        _, committer = self._core.writing()
+        return committer.submit(self.operation(conditions, checksums, checksum_type))
+
+    def operation(
+        self, conditions: Conditions | None, checksums: Mapping[str, str] | None, checksum_type: str
+    ) -> PutObject:
+        """The change that this writer stands for; the writer takes no more bytes."""
+        description = self._description
+        if checksums:
+            description.checksums = checksums
+            description.checksum_type = checksum_type or "FULL_OBJECT"
+        return PutObject(self._bucket, self._key, self._content(None), description, conditions)
+
+
+class PartWriter(ContentWriter):
+    """Writes one part of a multipart upload."""
+
+    def __init__(self, core: Core, bucket: str, key: bytes, upload_id: str, number: int) -> None:
+        super().__init__(core, -1)
+        self._bucket = bucket
+        self._key = key
+        self._upload_id = upload_id
+        self._number = number
+
+    def commit(self, *, checksums: Mapping[str, str] | None = None, md5: bytes | None = None) -> PartInfo:
+        """Puts the part in the upload's list, in place of an earlier one with its number; durable on return."""
+        self.flush()
+        _, committer = self._core.writing()
+        info: PartInfo = committer.execute(self._operation(checksums, md5))
+        return info
+
+    def commit_async(self, *, checksums: Mapping[str, str] | None = None) -> Pending[PartInfo]:
+        """Like `commit` without waiting. Call `flush` before."""
+        _, committer = self._core.writing()
+        return committer.submit(self._operation(checksums, None))
+
+    def _operation(self, checksums: Mapping[str, str] | None, md5: bytes | None) -> Operation:
+        content = self._content(md5)
+        return PutPart(self._bucket, self._key, self._upload_id, self._number, content, checksums or {})
+
+
+def describe(
+    headers: Mapping[str, str] | None,
+    metadata: Mapping[str, str] | None,
+    storage_class: str,
+    attrs: Mapping[str, Any] | None,
+) -> Description:
+    """A description from the optional arguments of the store's calls."""
+    return Description(headers or {}, metadata or {}, {}, "", storage_class, attrs or {})
