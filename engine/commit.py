@@ -40,6 +40,7 @@ _BATCH_OPERATIONS_MAX = 1024
 _BATCH_BYTES_MAX = 32 << 20
 
 T = TypeVar("T")
+R_co = TypeVar("R_co", covariant=True)
 
 
 class Pending(Generic[T]):
@@ -99,7 +100,7 @@ class Pending(Generic[T]):
             callback(self)
 
 
-class Operation(Protocol):
+class Operation(Protocol[R_co]):
     """One atomic change. `nested`: it may still refuse after its first write. `frees`: it may use the reserve."""
 
     nested: bool
@@ -109,7 +110,7 @@ class Operation(Protocol):
         """About how many bytes its records will take."""
         ...
 
-    def decide(self, decision: Decision) -> Any:
+    def decide(self, decision: Decision) -> R_co:
         """Checks the preconditions, then writes records; returns the caller's result."""
         ...
 
@@ -187,23 +188,23 @@ class Committer:
         self._appender = appender
         self._read_manifest = read_manifest
         self._sync = sync
-        self._queue: deque[tuple[Operation, Pending[Any]]] = deque()
+        self._queue: deque[tuple[Operation[Any], Pending[Any]]] = deque()
         self._working = threading.Lock()
         self._wake = threading.Semaphore(0)
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="cordwood-commit", daemon=True)
         self._thread.start()
 
-    def submit(self, operation: Operation) -> Pending[Any]:
+    def submit(self, operation: Operation[T]) -> Pending[T]:
         """Queues an operation for the commit thread."""
-        pending: Pending[Any] = Pending()
+        pending: Pending[T] = Pending()
         self._enqueue(operation, pending)
         self._wake.release()
         return pending
 
-    def execute(self, operation: Operation) -> Any:
+    def execute(self, operation: Operation[T]) -> T:
         """Commits an operation and waits: on this thread if no batch is under way, else with the next one."""
-        pending: Pending[Any] = Pending()
+        pending: Pending[T] = Pending()
         self._enqueue(operation, pending)
         self._drain(pending)
         if self._queue:
@@ -216,7 +217,7 @@ class Committer:
         self._wake.release()
         self._thread.join()
 
-    def _enqueue(self, operation: Operation, pending: Pending[Any]) -> None:
+    def _enqueue(self, operation: Operation[Any], pending: Pending[Any]) -> None:
         if self._closed:
             raise Closed("the store is closed")
         self._health.check()
@@ -240,8 +241,8 @@ class Committer:
             finally:
                 self._working.release()
 
-    def _take(self) -> list[tuple[Operation, Pending[Any]]]:
-        batch = []
+    def _take(self) -> list[tuple[Operation[Any], Pending[Any]]]:
+        batch: list[tuple[Operation[Any], Pending[Any]]] = []
         size = 0
         while self._queue and len(batch) < _BATCH_OPERATIONS_MAX and size < _BATCH_BYTES_MAX:
             item = self._queue.popleft()
@@ -249,7 +250,7 @@ class Committer:
             batch.append(item)
         return batch
 
-    def _commit_batch(self, batch: list[tuple[Operation, Pending[Any]]]) -> None:
+    def _commit_batch(self, batch: list[tuple[Operation[Any], Pending[Any]]]) -> None:
         try:
             outcomes = self._commit([operation for operation, _ in batch])
         except Full as error:
@@ -269,7 +270,7 @@ class Committer:
             for (_, pending), (value, refused) in zip(batch, outcomes, strict=True):
                 pending.complete(value, refused)
 
-    def _commit(self, operations: list[Operation]) -> list[tuple[Any, CordwoodError | None]]:
+    def _commit(self, operations: list[Operation[Any]]) -> list[tuple[Any, CordwoodError | None]]:
         self._health.check()
         size = sum(operation.size_hint() for operation in operations)
         self._appender.prepare(size, frees=all(operation.frees for operation in operations))
@@ -302,7 +303,7 @@ class Committer:
         return outcomes
 
     def _decide(
-        self, operation: Operation, decision: Decision, applier: Applier
+        self, operation: Operation[Any], decision: Decision, applier: Applier
     ) -> tuple[Any, CordwoodError | None]:
         first = len(decision.records)
         if not operation.nested:

@@ -197,7 +197,7 @@ class _Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
     pass
 
 
-class ObjectHead(_Head):
+class ObjectHead(_Head, frozen=True):
     """One version of an object, or a delete marker. The record's clock is its version id and modification time.
 
     `null` says that the version is S3's "null" version. `upload` is the multipart upload it completed, or 0;
@@ -221,7 +221,7 @@ class ObjectHead(_Head):
     attrs: dict[str, Any] = {}
 
 
-class DeleteHead(_Head):
+class DeleteHead(_Head, frozen=True):
     """Removal of one version for good. `version` is its clock; 0 means the null version."""
 
     bucket: int
@@ -230,7 +230,7 @@ class DeleteHead(_Head):
     version: int
 
 
-class DirectoryHead(_Head):
+class DirectoryHead(_Head, frozen=True):
     """Where a directory is; `name` ends in "/". A later record for the same id moves it with all that is below."""
 
     bucket: int
@@ -239,7 +239,7 @@ class DirectoryHead(_Head):
     name: bytes
 
 
-class BucketHead(_Head):
+class BucketHead(_Head, frozen=True):
     """A bucket as it is from this clock on. Its id is the clock of its creation and the id of its root directory."""
 
     bucket: int
@@ -249,7 +249,7 @@ class BucketHead(_Head):
     attrs: dict[str, Any] = {}
 
 
-class UploadHead(_Head):
+class UploadHead(_Head, frozen=True):
     """A multipart upload: begun (`ended` false) or aborted (true). Completion is the object's own record."""
 
     bucket: int
@@ -265,7 +265,7 @@ class UploadHead(_Head):
     attrs: dict[str, Any] = {}
 
 
-class PartHead(_Head):
+class PartHead(_Head, frozen=True):
     """One part of an upload; a later record with the same number replaces it."""
 
     bucket: int
@@ -276,7 +276,7 @@ class PartHead(_Head):
     checksums: dict[str, str] = {}
 
 
-class SealHead(_Head):
+class SealHead(_Head, frozen=True):
     """The last record of a volume that takes no more appends; `records_end` is its own offset."""
 
     records_end: int
@@ -316,7 +316,7 @@ CHUNK_ID_SIZE = 32
 BLOCK_SIZE = 64 << 10  # a chunk can be verified in blocks of this size, so a small range reads little
 
 
-def encode_chunk_head(chunk_id: bytes, payload: bytes | memoryview) -> bytes:
+def encode_chunk_head(chunk_id: bytes, payload: bytes | bytearray | memoryview) -> bytes:
     """A chunk's head: its id, then the CRC32C of each 64 KiB block of its payload."""
     view = memoryview(payload)
     blocks = [crc32c(view[at : at + BLOCK_SIZE]) for at in range(0, len(view), BLOCK_SIZE)]
@@ -350,7 +350,7 @@ class ChunkRef(NamedTuple):
     offset: int
 
 
-class PartInManifest(_Head):
+class PartInManifest(_Head, frozen=True):
     """A part of a completed multipart object: number, size in bytes, MD5, checksums as header values."""
 
     number: int

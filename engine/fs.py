@@ -3,7 +3,8 @@
 Must not know: records, volumes, the index. It moves bytes and says what the disk said.
 
 Invariants:
-* `write_all` returns only when every byte was handed to the kernel; `datasync` only when the kernel says they are stable.
+* `write_all` returns only when every byte was handed to the kernel; `datasync` only when the kernel says that the
+  bytes are stable.
 * A name appears under its final path only after its bytes were synced (`publish`), and the directory is synced after.
 Tests replace the `FileSystem` object; nothing else in the engine calls `os` for I/O.
 """

@@ -25,7 +25,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lmdb
 import msgspec
@@ -322,8 +322,7 @@ class Txn:
         self.tables = tables
 
     def get(self, key: bytes, table: Any) -> bytes | None:
-        row: bytes | None = self.raw.get(key, db=table)
-        return row
+        return cast("bytes | None", self.raw.get(key, db=table))
 
     def put(self, key: bytes, row: bytes, table: Any) -> None:
         self.raw.put(key, row, db=table)
@@ -337,7 +336,7 @@ class Txn:
     def has_prefix(self, prefix: bytes, table: Any) -> bool:
         """Whether any key begins with `prefix`."""
         with self.raw.cursor(db=table) as cursor:
-            return bool(cursor.set_range(prefix)) and cursor.key().startswith(prefix)
+            return bool(cursor.set_range(prefix)) and cast("bytes", cursor.key()).startswith(prefix)
 
     def items(
         self, prefix: bytes, table: Any, *, start: bytes | None = None
@@ -346,7 +345,7 @@ class Txn:
         with self.raw.cursor(db=table) as cursor:
             found = cursor.set_range(start if start is not None else prefix)
             while found:
-                key, row = cursor.item()
+                key, row = cast("tuple[bytes, bytes]", cursor.item())
                 if not key.startswith(prefix):
                     return
                 yield key, row

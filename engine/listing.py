@@ -108,11 +108,9 @@ def list_objects(
     items = _roll_up(
         txn, bucket.head.bucket, prefix, delimiter, start, hide_markers=bool(bucket.head.versioning)
     )
-    count = 0
-    for path, row in items:
+    for count, (path, row) in enumerate(items):
         if count == max_keys:
             return Listing(objects, prefixes, True, last)
-        count += 1
         last = path.decode()
         if row is None:
             prefixes.append(last)
@@ -207,11 +205,8 @@ def list_uploads(
         if common is not None:
             if common.encode() <= key_marker or (prefixes and prefixes[-1] == common):
                 continue
-        elif key < key_marker or (
-            key == key_marker and (not upload_id_marker or upload_id <= upload_id_marker)
-        ):
-            if key_marker:
-                continue
+        elif not _is_behind(key, upload_id, key_marker, upload_id_marker):
+            continue
         if len(uploads) + len(prefixes) >= max_uploads:
             return UploadListing(uploads, prefixes, max_uploads > 0, last_key, last_upload)
         if common is not None:
@@ -221,3 +216,10 @@ def list_uploads(
             uploads.append(describe(row))
             last_key, last_upload = key.decode(), upload_id
     return UploadListing(uploads, prefixes, False, None, None)
+
+
+def _is_behind(key: bytes, upload_id: str, key_marker: bytes, upload_id_marker: str) -> bool:
+    """Whether an upload comes after the markers; without an upload id the marker stands for the whole key."""
+    if not key_marker or key > key_marker:
+        return True
+    return key == key_marker and bool(upload_id_marker) and upload_id > upload_id_marker

@@ -94,11 +94,12 @@ def resolve(txn: Txn, root: int, key: bytes) -> tuple[int, bytes] | None:
     if b"/" not in key:
         return root, key
     directories, name = split_key(key)
-    directory: int | None = root
+    directory = root
     for component in directories:
-        directory = find_directory(txn, directory, component)
-        if directory is None:
+        found = find_directory(txn, directory, component)
+        if found is None:
             return None
+        directory = found
     return directory, name
 
 

@@ -332,7 +332,7 @@ def _restore_index(
 
 
 def replace_index(fs: FileSystem, directory: Path, volumes: Volumes, store: bytes, *, map_size: int) -> None:
-    """Rebuilds the index beside the old one and puts it in its place; a crash at any point leaves a whole one or none."""
+    """Rebuilds the index beside the old one and swaps them; a crash at any point leaves a whole one or none."""
     fresh = directory / _NEW_INDEX_NAME
     if fs.is_directory(fresh):
         fs.remove_tree(fresh)

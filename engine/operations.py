@@ -105,14 +105,14 @@ def check_write(conditions: Conditions | None, row: ObjectRow | None, bucket: st
             raise KeyNotFound(bucket, key)
         if "*" not in conditions.if_match and row_etag(row) not in conditions.if_match:
             raise PreconditionFailed("If-Match", bucket, key)
-    if conditions.if_none_match and row is not None:
-        if "*" in conditions.if_none_match or row_etag(row) in conditions.if_none_match:
-            raise PreconditionFailed("If-None-Match", bucket, key)
+    unwanted = conditions.if_none_match
+    if unwanted and row is not None and ("*" in unwanted or row_etag(row) in unwanted):
+        raise PreconditionFailed("If-None-Match", bucket, key)
     if conditions.if_size is not None and (row is None or row.size != conditions.if_size):
         raise PreconditionFailed("x-amz-if-match-size", bucket, key)
-    if conditions.if_modified_ms is not None:
-        if row is None or milliseconds(row.clock) // 1000 != conditions.if_modified_ms // 1000:
-            raise PreconditionFailed("x-amz-if-match-last-modified-time", bucket, key)
+    modified_ms = conditions.if_modified_ms
+    if modified_ms is not None and (row is None or milliseconds(row.clock) // 1000 != modified_ms // 1000):
+        raise PreconditionFailed("x-amz-if-match-last-modified-time", bucket, key)
 
 
 def check_chunks(txn: Txn, content: Content) -> None:
@@ -342,7 +342,7 @@ class DeleteMany:
 class Together:
     """Several operations as one: all of them happen, or none."""
 
-    operations: list[Operation]
+    operations: list[Operation[Any]]
     nested: bool = True
     frees: bool = False
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from cordwood.engine import copying, listing, opening
-from cordwood.engine.commit import Pending
+from cordwood.engine.commit import Committer, Operation, Pending
 from cordwood.engine.core import MOVED_RETRIES, Core, Moved
 from cordwood.engine.dump import logical_dump
 from cordwood.engine.errors import (
@@ -251,8 +251,7 @@ class Store:
     def delete_async(
         self, bucket: str, key: str, *, version_id: str | None = None, conditions: Conditions | None = None
     ) -> Pending[DeleteResult]:
-        _, committer = self._writing()
-        return committer.submit(DeleteObject(bucket, lookup_key(key), version_id, conditions))
+        return self._committer().submit(DeleteObject(bucket, lookup_key(key), version_id, conditions))
 
     def delete_many(
         self, bucket: str, deletes: Sequence[tuple[str, str | None, Conditions | None]]
@@ -311,7 +310,7 @@ class Store:
 
     @contextmanager
     def batch(self) -> Iterator[Batch]:
-        """Many puts and deletes as one: `with store.batch() as b: b.put(...)`. All of them happen at the end, or none."""
+        """Many puts and deletes as one: `with store.batch() as b: b.put(...)`. All happen at the end, or none."""
         batch = Batch(self)
         yield batch
         batch.commit()
@@ -406,7 +405,7 @@ class Store:
             if not modified:
                 raise NotModified(object_info(bucket, key, head, row.clock, is_latest=is_latest))
             return row, head, body
-        raise Corrupt(f"volume {row.volume} is missing; it holds key {key!r} of bucket {bucket!r}")
+        raise Corrupt(f"a volume that the index names is missing; it holds key {key!r} of bucket {bucket!r}")
 
     def _read_object(self, row: ObjectRow, *, want_body: bool, wait: bool) -> tuple[ObjectHead, bytes | None]:
         file = self._core.volume(row.volume)
@@ -637,16 +636,16 @@ class Store:
         if self._pid != os.getpid():
             raise Closed(f"the store {self.path} was opened before a fork; open it again in this process")
 
-    def _read(self) -> Any:
+    def _read(self) -> AbstractContextManager[Txn]:
         self._check_open()
         return self._core.index.read()
 
-    def _writing(self) -> Any:
+    def _committer(self) -> Committer:
         self._check_open()
-        return self._core.writing()
+        return self._core.writing()[1]
 
-    def _execute(self, operation: Any) -> Any:
-        return self._writing()[1].execute(operation)
+    def _execute(self, operation: Operation[T]) -> T:
+        return self._committer().execute(operation)
 
     @staticmethod
     def _fill(writer: ObjectWriter, data: Data) -> ObjectWriter:

@@ -3,7 +3,7 @@
 Must not know: LMDB, what heads mean, who decides what is written.
 
 Invariants:
-* Bytes below `durable` are synced. Bytes at and past `tail` do not exist: a failed append is cut off before the next one.
+* Bytes below `durable` are synced. Bytes at and past `tail` do not exist: a failed append is cut off before the next.
 * Transactions are written whole by one call, so records of two transactions never mix.
 * Records other than chunks stand in clock order within a volume; replay merges volumes by that.
 * A volume file has one writer at a time: whoever holds its flock.

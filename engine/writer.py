@@ -17,7 +17,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from cordwood.engine.commit import Operation, Pending
+from cordwood.engine.commit import Pending
 from cordwood.engine.core import Core, Moved
 from cordwood.engine.errors import Corrupt, InvalidState
 from cordwood.engine.format import CHUNK_ID_SIZE, ChunkRef, chunk_record_length
@@ -167,8 +167,7 @@ class ObjectWriter(ContentWriter):
         """Publishes the object; returns once it is durable. PreconditionFailed, BucketNotFound, Full, ReadOnly."""
         self.flush()
         _, committer = self._core.writing()
-        info: ObjectInfo = committer.execute(self.operation(conditions, checksums, checksum_type))
-        return info
+        return committer.execute(self.operation(conditions, checksums, checksum_type))
 
     def commit_async(
         self,
@@ -206,15 +205,14 @@ class PartWriter(ContentWriter):
         """Puts the part in the upload's list, in place of an earlier one with its number; durable on return."""
         self.flush()
         _, committer = self._core.writing()
-        info: PartInfo = committer.execute(self._operation(checksums, md5))
-        return info
+        return committer.execute(self._operation(checksums, md5))
 
     def commit_async(self, *, checksums: Mapping[str, str] | None = None) -> Pending[PartInfo]:
         """Like `commit` without waiting. Call `flush` before."""
         _, committer = self._core.writing()
         return committer.submit(self._operation(checksums, None))
 
-    def _operation(self, checksums: Mapping[str, str] | None, md5: bytes | None) -> Operation:
+    def _operation(self, checksums: Mapping[str, str] | None, md5: bytes | None) -> PutPart:
         content = self._content(md5)
         return PutPart(self._bucket, self._key, self._upload_id, self._number, content, checksums or {})
 
