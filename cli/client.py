@@ -164,6 +164,7 @@ class Client:
         self._idle: dict[str, list[http.client.HTTPConnection]] = {}
         self._lock = threading.Lock()
         self._regions: dict[str, str] = {}
+        self._has_answered = False
 
     def __enter__(self) -> Client:
         return self
@@ -224,7 +225,7 @@ class Client:
         """Raises `ServiceError` for every status from 300, and `Unreachable`."""
         body = payload or BytesPayload(b"")
         query = list(query)
-        what = f"s3://{bucket}/{key}" if bucket else self.target.endpoint
+        what = f"s3://{bucket}" + (f"/{key}" if key else "") if bucket else self.target.endpoint
         pause_s = _FIRST_PAUSE_S
         problem: CliError = Unreachable(f"{what}: given up")
         for attempt in range(1, _ATTEMPTS + 1):
@@ -242,6 +243,8 @@ class Client:
                 problem = error
             except TRANSPORT_ERRORS as fault:
                 problem = self._unreachable(fault)
+                if not self._has_answered and attempt > 1:
+                    break  # nobody was ever there: a person waits for the message, not for a restart
             if attempt < _ATTEMPTS:
                 # Full jitter, so that many clients do not come back at the same moment.
                 time.sleep(random.uniform(0.5, 1.0) * pause_s)

@@ -28,7 +28,7 @@ class Done:
     job: Job
     etag: str
     verified: str
-    """What the end was checked by: a checksum's name, "md5", or "size"."""
+    """What proves it: a checksum's name, "md5", "etag", "size", or only the endpoint's "answer"."""
 
 
 class Listener(Protocol):

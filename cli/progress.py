@@ -44,7 +44,7 @@ class Report:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if self._is_many and not self._is_quiet and not self._as_json:
+        if kind is None and self._is_many and not self._is_quiet and not self._as_json:
             took_s = max(time.monotonic() - self._began_s, 1e-6)
             noun = "object" if self._files == 1 else "objects"
             speed = human_size(self._bytes / took_s)

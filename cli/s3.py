@@ -26,7 +26,7 @@ from cordwood.cli.uri import S3Uri
 from cordwood.server.wire.checksums import combine, hasher
 
 # Full-object checksums: the ones that can be combined from those of the parts.
-CHECKSUMS = ("CRC64NVME", "CRC32C", "CRC32")
+CHECKSUMS = {"CRC64NVME": 12, "CRC32C": 8, "CRC32": 8}  # with the length of their base64
 _MD5 = re.compile(r"[0-9a-f]{32}\Z")
 
 
@@ -186,8 +186,8 @@ class S3:
             "GET", uri.bucket, uri.key, query=_version(version_id), headers=headers, stream=True
         )
 
-    def put(self, uri: S3Uri, payload: Payload, headers: Mapping[str, str]) -> str:
-        """Store one object in one request; returns its ETag."""
+    def put(self, uri: S3Uri, payload: Payload, headers: Mapping[str, str]) -> tuple[str, str]:
+        """Store one object in one request; returns its ETag and what it was verified by."""
         checksum, sha256 = self._digests(payload, self.checksum)
         all_headers = {**headers, f"x-amz-checksum-{self.checksum.lower()}": checksum}
         reply = self.client.request(
@@ -251,7 +251,7 @@ class S3:
             "PUT", upload.uri.bucket, upload.uri.key, query=_part_query(upload, number), headers=headers,
             payload=payload, payload_sha256=sha256,
         )  # fmt: skip
-        etag = self._verified(f"part {number} of {upload.uri}", reply, payload, checksum)
+        etag, _ = self._verified(f"part {number} of {upload.uri}", reply, payload, checksum)
         return Part(number, payload.size, etag, checksum)
 
     def copy_part(
@@ -308,7 +308,8 @@ class S3:
                 sha256.update(block)
         return crc.base64(), sha256.hexdigest() if sha256 is not None else UNSIGNED
 
-    def _verified(self, what: str, reply: Reply, payload: Payload, checksum: str) -> str:
+    def _verified(self, what: str, reply: Reply, payload: Payload, checksum: str) -> tuple[str, str]:
+        """The ETag, and what proves that the right bytes were stored."""
         etag = reply.headers.get("etag", "").strip('"')
         echoed = reply.headers.get(f"x-amz-checksum-{self.checksum.lower()}", "")
         if echoed:
@@ -316,7 +317,8 @@ class S3:
                 raise CliError(
                     f"{what}: the endpoint stored checksum {echoed}, but {checksum} was sent; copy it again"
                 )
-        elif _MD5.match(etag) and not _is_encrypted(reply.headers):
+            return etag, self.checksum.lower()
+        if _MD5.match(etag) and not _is_encrypted(reply.headers):
             md5 = hashlib.md5(usedforsecurity=False)
             for block in payload.blocks():
                 md5.update(block)
@@ -324,7 +326,8 @@ class S3:
                 raise CliError(
                     f"{what}: the endpoint stored MD5 {etag}, but {md5.hexdigest()} was sent; copy it again"
                 )
-        return etag
+            return etag, "md5"
+        return etag, "answer"
 
     def _whole(self, reply: Reply, what: str) -> ElementTree.Element:
         """Some operations send 200 before they know, and then an <Error> in the body."""
@@ -336,9 +339,10 @@ class S3:
 
 def object_checksum(headers: Mapping[str, str]) -> tuple[str, str]:
     """(algorithm, value) of a full-object checksum that we can compute, or ("", "")."""
-    for algorithm in CHECKSUMS:
+    for algorithm, length in CHECKSUMS.items():
         value = headers.get(f"x-amz-checksum-{algorithm.lower()}", "")
-        if value and "-" not in value:
+        # "…-3" is a checksum of checksums; some endpoints label one algorithm's value with another's name.
+        if "-" not in value and len(value) == length:
             return algorithm, value
     return "", ""
 

@@ -118,7 +118,7 @@ class StreamDigest:
         else:
             return "size"
         if found != expected:
-            raise CliError(f"{what}: received {name} {found}, expected {expected}; nothing was kept")
+            raise CliError(f"{what}: received {name} {found}, expected {expected}")
         return name.lower()
 
 

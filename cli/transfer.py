@@ -21,7 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from cordwood.cli.client import TRANSPORT_ERRORS, BytesPayload, FilePayload, Unreachable, read_exactly
+from cordwood.cli.client import (
+    TRANSPORT_ERRORS,
+    BytesPayload,
+    FilePayload,
+    Payload,
+    Unreachable,
+    read_exactly,
+)
 from cordwood.cli.errors import CliError
 from cordwood.cli.jobs import Done, Job, Listener
 from cordwood.cli.parted import (
@@ -108,8 +115,7 @@ class Transfers:
         job = Job(Path("-"), to, len(head))
         self._listener.planned(job)
         if len(head) < PART_SIZE:
-            headers = self._options.headers
-            self._spawn(job, lambda: Done(job, self._put_bytes(to, head, headers), self._s3.checksum.lower()))
+            self._spawn(job, lambda: self._put(job, BytesPayload(head), self._options.headers))
         else:
             self._submit_parted(
                 StreamUpload(self._s3, job, head, stream, self._options.headers, self._listener)
@@ -224,16 +230,13 @@ class Transfers:
         return {"content-type": kind, **self._options.headers}
 
     def _upload(self, job: Job) -> Done:
-        assert isinstance(job.to, S3Uri)
-        payload = FilePayload(str(job.source), 0, job.size)
-        etag = self._s3.put(job.to, payload, self._upload_headers(job))
-        self._listener.advanced(job.size)
-        return Done(job, etag, self._s3.checksum.lower())
+        return self._put(job, FilePayload(str(job.source), 0, job.size), self._upload_headers(job))
 
-    def _put_bytes(self, to: S3Uri, data: bytes, headers: Mapping[str, str]) -> str:
-        etag = self._s3.put(to, BytesPayload(data), headers)
-        self._listener.advanced(len(data))
-        return etag
+    def _put(self, job: Job, payload: Payload, headers: Mapping[str, str]) -> Done:
+        assert isinstance(job.to, S3Uri)
+        etag, verified = self._s3.put(job.to, payload, headers)
+        self._listener.advanced(job.size)
+        return Done(job, etag, verified)
 
     def _copy(self, job: Job) -> Done:
         assert isinstance(job.source, S3Uri) and isinstance(job.to, S3Uri)
@@ -242,7 +245,7 @@ class Transfers:
             headers["x-amz-metadata-directive"] = "REPLACE"
         etag = self._s3.copy(job.source, job.to, headers, if_match=job.etag)
         self._listener.advanced(job.size)
-        return Done(job, etag, "etag" if etag == job.etag else "server")
+        return Done(job, etag, "etag" if etag == job.etag else "answer")
 
     def _download(self, job: Job) -> Done:
         assert isinstance(job.source, S3Uri) and isinstance(job.to, Path)

@@ -18,7 +18,6 @@ import logging
 import os
 import signal
 import socket
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +33,6 @@ from cordwood.server.supervisor import Child, Role, StartError, Supervisor, hold
 
 if TYPE_CHECKING:
     from cordwood.engine import Store
-    from cordwood.server.wire.message import App, Body, PeerInfo, RequestHead, Response
 
 __all__ = ["Running", "StartError", "serve"]
 
@@ -146,8 +144,6 @@ async def _serve(
     from cordwood.server.conn import Limits, serve_connection
 
     app = build_app(store, settings, credentials)
-    if settings.access_log:
-        app = _with_access_log(app)
     limits = Limits(
         head_timeout_s=settings.head_timeout,
         body_timeout_s=settings.body_timeout,
@@ -178,21 +174,6 @@ async def _serve(
             # Nobody new; those inside may finish, within the bound.
             connections.cancel_scope.deadline = trio.current_time() + settings.stop_timeout
         watchers.cancel_scope.cancel()
-
-
-def _with_access_log(app: App) -> App:
-    """One line per answered request. The query is left out: in presigned URLs it is a credential."""
-    access = logging.getLogger("cordwood.access")
-
-    async def logged(head: RequestHead, body: Body, peer: PeerInfo) -> Response:
-        began_s = time.perf_counter()
-        response = await app(head, body, peer)
-        took_ms = (time.perf_counter() - began_s) * 1000
-        path = head.raw_path.decode("latin-1")
-        access.info("%s %s %s %d %.1f ms", peer.address, head.method, path, response.status, took_ms)
-        return response
-
-    return logged
 
 
 async def _accept_until_stopped(
