@@ -18,22 +18,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar, TypeVarTuple
+from typing import TypeVar, TypeVarTuple
 
-import outcome
 import trio
 
+from cordwood.engine import Pending
+
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 Ts = TypeVarTuple("Ts")
-
-
-class Pending(Protocol[T_co]):
-    """The part of a future that waiting needs; the engine's own and concurrent.futures' have it."""
-
-    def done(self) -> bool: ...
-    def result(self) -> T_co: ...
-    def add_done_callback(self, callback: Callable[[Any], object], /) -> None: ...
 
 
 class Bridge:
@@ -55,7 +47,7 @@ class Bridge:
         await self.join(future)
         return future.result()
 
-    async def join(self, future: Pending[object]) -> None:
+    async def join(self, future: Future[T]) -> None:
         """Wait for the end of a submitted call, whatever its outcome."""
         with trio.CancelScope(shield=True):
             try:
@@ -63,7 +55,7 @@ class Bridge:
             except Exception:
                 return
 
-    async def wait(self, future: Pending[T]) -> T:
+    async def wait(self, future: Pending[T] | Future[T]) -> T:
         """The result of what another thread completes."""
         if future.done():
             return future.result()
@@ -92,10 +84,7 @@ class Bridge:
         while finished:
             task = finished.popleft().task
             if task is not None:
-                trio.lowlevel.reschedule(task, _NOTHING)
-
-
-_NOTHING = outcome.Value(None)
+                trio.lowlevel.reschedule(task)
 
 
 class _Waiter:

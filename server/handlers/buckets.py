@@ -14,7 +14,6 @@ import binascii
 import re
 from typing import Any, Final
 
-from cordwood.engine import BucketInfo
 from cordwood.engine import errors as engine_errors
 from cordwood.server.handlers.ingest import receive_document
 from cordwood.server.handlers.request import Request, handles
@@ -124,23 +123,17 @@ async def create_bucket(request: Request) -> Response:
         if member in configuration:
             raise s3_error("NotImplemented", header=member)
     identity = request.verified.identity
-    owner = None if identity.is_anonymous else {"id": identity.owner_id, "name": identity.display_name}
+    attrs = {}
+    if not identity.is_anonymous:
+        attrs["owner"] = {"id": identity.owner_id, "name": identity.display_name}
     service = request.service
     try:
-        await service.bridge.run(_create, request, owner)
+        await service.bridge.run(lambda: service.store.create_bucket(name, attrs=attrs))
     except engine_errors.BucketExists:
         if service.owns(identity, service.store.head_bucket(name)):
             raise s3_error("BucketAlreadyOwnedByYou", bucket_name=name) from None
         raise s3_error("BucketAlreadyExists", bucket_name=name) from None
     return respond(request.operation, {"Location": f"/{name}"})
-
-
-def _create(request: Request, owner: dict[str, str] | None) -> BucketInfo:
-    store = request.service.store
-    info = store.create_bucket(request.bucket)
-    if owner is not None:
-        info = store.update_bucket(request.bucket, attrs={"owner": owner})
-    return info
 
 
 def _check_location(constraint: str | None, region: str) -> None:

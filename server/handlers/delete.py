@@ -12,7 +12,7 @@ from cordwood.engine import Conditions, DeleteResult
 from cordwood.engine import errors as engine_errors
 from cordwood.server.handlers.conditions import etags, version_text
 from cordwood.server.handlers.failures import translate
-from cordwood.server.handlers.ingest import CHECKS, receive_document
+from cordwood.server.handlers.ingest import receive_document
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.interpret import read_document, respond
@@ -61,7 +61,7 @@ def _outcome(result: DeleteResult) -> dict[str, Any]:
     return members
 
 
-@handles("DeleteObjects", f"Delete {CHECKS}", ignores="BypassGovernanceRetention")
+@handles("DeleteObjects", "Delete", ignores="BypassGovernanceRetention", has_body=True)
 async def delete_objects(request: Request) -> Response:
     delete = read_document(request.operation, await receive_document(request, must_have_digest=True))
     entries = delete["Objects"]

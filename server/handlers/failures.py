@@ -92,6 +92,7 @@ _MAKERS: Final[dict[type[BaseException], Maker]] = {
         "ServiceUnavailable", "The store takes no writes at present."
     ),
     errors.Busy: _constant("SlowDown"),
+    errors.WouldBlock: _constant("SlowDown"),
     errors.Closed: _constant("ServiceUnavailable"),
     errors.CordwoodError: _constant("InternalError"),
 }

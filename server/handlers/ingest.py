@@ -20,7 +20,7 @@ from cordwood.server.handlers.describe import ALGORITHMS
 from cordwood.server.handlers.request import Request
 from cordwood.server.wire.aws_chunked import PayloadDecoder, payload_decoder
 from cordwood.server.wire.checksums import Hasher, digest_bytes, hasher
-from cordwood.server.wire.errors import s3_error
+from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.xml import MAX_BYTES
 
 BATCH_BYTES: Final = 1 << 20
@@ -31,8 +31,6 @@ DEFAULT_ALGORITHM: Final = "CRC64NVME"
 
 _HEADER_OF: Final = {algorithm: f"x-amz-checksum-{algorithm.lower()}" for algorithm in ALGORITHMS}
 _ALGORITHM_OF: Final = {header: algorithm for algorithm, header in _HEADER_OF.items()}
-# The members that `Integrity` reads; for the `takes` of every handler that has a body.
-CHECKS: Final = "ChecksumAlgorithm ContentMD5 " + " ".join(f"Checksum{algorithm}" for algorithm in ALGORITHMS)
 
 
 class Writer(Protocol):
@@ -82,22 +80,17 @@ class Integrity:
 
 def integrity(request: Request) -> Integrity:
     """Read the checks from the headers, refusing those that cannot be meant."""
-    params = request.params
-    md5_hex = None
-    content_md5 = params.get("ContentMD5")
-    if content_md5 is not None:
-        md5_hex = _content_md5(content_md5)
-    named = params.get("ChecksumAlgorithm")
+    headers = request.head.headers
+    content_md5 = headers.get("content-md5")
+    md5_hex = _content_md5(content_md5) if content_md5 is not None else None
+    named = request.params.get("ChecksumAlgorithm")
     algorithm = expected = None
-    for candidate in ALGORITHMS:
-        value = params.get(f"Checksum{candidate}")
-        if value is None:
+    for name, value in headers.items():
+        candidate = _ALGORITHM_OF.get(name)
+        if candidate is None:
             continue
         if algorithm is not None:
-            raise s3_error(
-                "InvalidRequest",
-                "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
-            )
+            raise _several_checksums()
         algorithm, expected = candidate, value.strip()
         check_digest(algorithm, expected)
     is_trailing = False
@@ -108,10 +101,7 @@ def integrity(request: Request) -> Integrity:
                 "InvalidRequest", "The value specified in the x-amz-trailer header is not supported"
             )
         if algorithm is not None:
-            raise s3_error(
-                "InvalidRequest",
-                "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
-            )
+            raise _several_checksums()
         algorithm, is_trailing = trailing, True
     if named is not None:
         if algorithm is None:
@@ -123,6 +113,13 @@ def integrity(request: Request) -> Integrity:
         if named != algorithm:
             raise s3_error("InvalidRequest", "Value for x-amz-sdk-checksum-algorithm header is invalid.")
     return Integrity(md5_hex, algorithm, expected, is_trailing)
+
+
+def _several_checksums() -> S3Error:
+    return s3_error(
+        "InvalidRequest",
+        "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
+    )
 
 
 def check_digest(algorithm: str, value: str, header: str | None = None) -> None:

@@ -34,7 +34,6 @@ from cordwood.server.handlers.describe import (
     user_metadata,
 )
 from cordwood.server.handlers.ingest import (
-    CHECKS,
     DEFAULT_ALGORITHM,
     check_digest,
     ingest,
@@ -124,7 +123,7 @@ def _upload(request: Request) -> UploadInfo:
     return request.service.store.head_upload(request.bucket, request.key, request.params["UploadId"])
 
 
-@handles("UploadPart", f"Body ContentLength PartNumber UploadId {CHECKS}")
+@handles("UploadPart", "Body ContentLength PartNumber UploadId", has_body=True)
 async def upload_part(request: Request) -> Response:
     number = _part_number(request)
     checks = integrity(request)

@@ -1,6 +1,7 @@
 """GetObject and HeadObject.
 
 Must not know: how the engine stores bytes, how the transport sends them.
+Metadata that is in memory is read on the loop; what would wait for the disk moves to a thread.
 Invariants:
 * HEAD answers with the very headers of the GET (RFC 9110 section 9.3.2).
 * Checksums of the whole object go only with the whole object, those of a part with that part: SDKs verify what they
@@ -29,7 +30,10 @@ _TAKES = f"IfMatch IfNoneMatch IfModifiedSince IfUnmodifiedSince Range VersionId
 @handles("GetObject", _TAKES)
 async def get_object(request: Request) -> Response:
     try:
-        reader = _open(request)
+        try:
+            reader = _open(request, wait=False)
+        except engine_errors.WouldBlock:
+            reader = await request.service.bridge.run(lambda: _open(request))
     except engine_errors.NotModified as error:
         return not_modified(error.info, request)
     try:
@@ -53,27 +57,32 @@ async def get_object(request: Request) -> Response:
 
 @handles("HeadObject", _TAKES)
 async def head_object(request: Request) -> Response:
-    params = request.params
     try:
-        if "Range" in params or "PartNumber" in params:
-            with _open(request) as reader:
-                members = _members(reader.info, reader, request)
-                status = _status(reader, request)
-                length = reader.length
-        else:
-            info = request.service.store.head(
-                request.bucket,
-                request.key,
-                version_id=version_text(params),
-                conditions=read_conditions(params),
-            )
-            members = _members(info, None, request)
-            status = 200
-            length = info.size
+        try:
+            return _head(request, wait=False)
+        except engine_errors.WouldBlock:
+            return await request.service.bridge.run(lambda: _head(request))
     except engine_errors.NotModified as error:
         return not_modified(error.info, request)
-    members["ContentLength"] = length
-    return respond(request.operation, members, status=status)
+
+
+def _head(request: Request, *, wait: bool = True) -> Response:
+    params = request.params
+    if "Range" in params or "PartNumber" in params:
+        with _open(request, wait=wait) as reader:
+            members = _members(reader.info, reader, request)
+            members["ContentLength"] = reader.length
+            return respond(request.operation, members, status=_status(reader, request))
+    info = request.service.store.head(
+        request.bucket,
+        request.key,
+        version_id=version_text(params),
+        conditions=read_conditions(params),
+        wait=wait,
+    )
+    members = _members(info, None, request)
+    members["ContentLength"] = info.size
+    return respond(request.operation, members)
 
 
 def not_modified(info: ObjectInfo, request: Request) -> Response:
@@ -89,7 +98,7 @@ def not_modified(info: ObjectInfo, request: Request) -> Response:
     return Response(304, headers, body=None)
 
 
-def _open(request: Request) -> ObjectReader:
+def _open(request: Request, *, wait: bool = True) -> ObjectReader:
     params = request.params
     store = request.service.store
     version = version_text(params)
@@ -105,7 +114,7 @@ def _open(request: Request) -> ObjectReader:
         byte_range = parse_range(range_text)
         if_range = request.head.headers.get("if-range")
         if byte_range is not None and if_range is not None:
-            info = store.head(request.bucket, request.key, version_id=version)
+            info = store.head(request.bucket, request.key, version_id=version, wait=wait)
             if not if_range_holds(if_range, info):
                 byte_range = None
     if part_number is not None and not 1 <= part_number <= 10_000:
@@ -122,6 +131,7 @@ def _open(request: Request) -> ObjectReader:
         conditions=conditions,
         range=byte_range,
         part_number=part_number,
+        wait=wait,
     )
 
 

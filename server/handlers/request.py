@@ -17,6 +17,7 @@ from cordwood.engine import BucketInfo, Store
 from cordwood.server.bridge import Bridge
 from cordwood.server.wire.interpret import Params
 from cordwood.server.wire.message import Body, RequestHead, Response
+from cordwood.server.wire.operations import ENUMS
 from cordwood.server.wire.route import OPERATION, Operation
 from cordwood.server.wire.sigv4 import Identity, Verified
 
@@ -104,10 +105,24 @@ HANDLERS: Final[dict[str, Entry]] = {}
 HARMLESS: Final = frozenset(("RequestPayer", "MFA", "ExpectedBucketOwner", "ExpectedSourceBucketOwner"))
 
 
-def handles(name: str, takes: str = "", *, ignores: str = "") -> Callable[[Handler], Handler]:
-    """Register the handler of an operation. `takes` and `ignores` are names of its input members."""
+# What describes the digest of a body; ingest.py reads these from the headers, because the model lists them only for
+# some of the operations that have them.
+_DIGESTS: Final = frozenset(
+    ("ContentMD5", "ChecksumAlgorithm", *(f"Checksum{algorithm}" for algorithm in ENUMS["ChecksumAlgorithm"]))
+)
+
+
+def handles(
+    name: str, takes: str = "", *, ignores: str = "", has_body: bool = False
+) -> Callable[[Handler], Handler]:
+    """Register the handler of an operation. `takes` and `ignores` are names of its input members.
+
+    `has_body`: the handler receives the body through ingest.py, and so honours every digest of it.
+    """
     operation = OPERATION[name]
     known = frozenset(takes.split()) | frozenset(ignores.split())
+    if has_body:
+        known |= _DIGESTS & operation.inputs.keys()
     assert known <= operation.inputs.keys(), (name, known - operation.inputs.keys())
     refused = operation.inputs.keys() - known - HARMLESS
 

@@ -15,7 +15,7 @@ from cordwood.server.handlers.describe import (
     system_headers,
     user_metadata,
 )
-from cordwood.server.handlers.ingest import CHECKS, DEFAULT_ALGORITHM, ingest, integrity
+from cordwood.server.handlers.ingest import DEFAULT_ALGORITHM, ingest, integrity
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
@@ -23,7 +23,7 @@ from cordwood.server.wire.message import Response
 FULL_OBJECT = "FULL_OBJECT"
 
 
-@handles("PutObject", f"Body ContentLength {DESCRIPTION} {CHECKS} IfMatch IfNoneMatch")
+@handles("PutObject", f"Body ContentLength {DESCRIPTION} IfMatch IfNoneMatch", has_body=True)
 async def put_object(request: Request) -> Response:
     params = request.params
     check_acl(params)
