@@ -20,7 +20,7 @@ Maker = Callable[[Any, RequestHead, Params], S3Error]
 def translate(error: errors.CordwoodError, head: RequestHead, params: Params) -> S3Error:
     """The S3 error for an engine error that a handler let through."""
     for cls in type(error).__mro__:
-        maker = _MAKERS.get(cls)
+        maker = MAKERS.get(cls)
         if maker is not None:
             return maker(error, head, params)
     raise AssertionError(f"no S3 error for {type(error).__name__}") from error
@@ -58,7 +58,7 @@ def _constant(code: str) -> Maker:
     return lambda error, head, params: s3_error(code)
 
 
-_MAKERS: Final[dict[type[BaseException], Maker]] = {
+MAKERS: Final[dict[type[BaseException], Maker]] = {
     errors.BucketNotFound: lambda e, head, params: s3_error("NoSuchBucket", bucket_name=e.bucket),
     errors.DeleteMarkerFound: _delete_marker,
     errors.KeyNotFound: lambda e, head, params: s3_error("NoSuchKey", key=e.key),
