@@ -17,6 +17,7 @@ if __name__ != "cordwood.engine":
     raise ImportError("import this package as cordwood.engine, not under a bare name")
 
 from cordwood.engine import errors
+from cordwood.engine.batch import Batch
 from cordwood.engine.commit import Pending
 from cordwood.engine.errors import CordwoodError
 from cordwood.engine.model import (
@@ -35,7 +36,7 @@ from cordwood.engine.model import (
 )
 from cordwood.engine.opening import rebuild
 from cordwood.engine.reader import ObjectReader, Span
-from cordwood.engine.store import Batch, Store
+from cordwood.engine.store import Store
 from cordwood.engine.writer import ObjectWriter, PartWriter
 
 __all__ = [

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
-from cordwood.engine import copying, listing, opening
+from cordwood.engine import copying, listing, lookup, opening
+from cordwood.engine.batch import Batch
 from cordwood.engine.commit import Committer, Operation, Pending
 from cordwood.engine.core import MOVED_RETRIES, Core, Moved
 from cordwood.engine.dump import logical_dump
@@ -26,20 +27,14 @@ from cordwood.engine.errors import (
     Conflict,
     CordwoodError,
     Corrupt,
-    DeleteMarkerFound,
     InvalidArgument,
-    InvalidPart,
-    InvalidRange,
     KeyNotFound,
-    NotModified,
-    PreconditionFailed,
     UploadNotFound,
-    VersionNotFound,
-    WouldBlock,
 )
-from cordwood.engine.format import Layout, Manifest, ObjectHead, RecordType, UploadHead, decode_head
+from cordwood.engine.format import UploadHead, decode_head
 from cordwood.engine.fs import REAL, FileSystem
-from cordwood.engine.index import STORAGE_CLASSES, ObjectRow, RowFlag, Txn, UploadRow
+from cordwood.engine.index import STORAGE_CLASSES, Txn, UploadRow
+from cordwood.engine.lookup import Range
 from cordwood.engine.model import (
     BucketInfo,
     Conditions,
@@ -54,8 +49,6 @@ from cordwood.engine.model import (
     check_bucket_name,
     encode_key,
     lookup_key,
-    version_clock,
-    version_id_of,
 )
 from cordwood.engine.operations import (
     AbortUpload,
@@ -65,30 +58,21 @@ from cordwood.engine.operations import (
     DeleteMany,
     DeleteObject,
     Description,
-    PutObject,
     Rename,
-    Together,
     UpdateBucket,
     bucket_info,
-    current_row,
-    find_version,
-    object_info,
     require_bucket,
     require_upload,
-    row_etag,
     upload_info,
 )
 from cordwood.engine.reader import ObjectReader
 from cordwood.engine.volume import Place
-from cordwood.engine.writer import ObjectWriter, PartWriter, describe
+from cordwood.engine.writer import Data, ObjectWriter, PartWriter, describe, fill
 
 PART_NUMBER_MAX = 10_000
 MIN_PART_SIZE = 5 << 20
-_COPY_BLOCK = 1 << 20
 _CONFLICT_RETRIES = 5
 
-Data = bytes | bytearray | memoryview | BinaryIO | Iterable[bytes]
-Range = tuple[int | None, int | None]
 T = TypeVar("T")
 
 
@@ -221,7 +205,7 @@ class Store:
         writer = self.writer(
             bucket, key, headers=headers, metadata=metadata, storage_class=storage_class, attrs=attrs
         )
-        return self._fill(writer, data).commit(
+        return fill(writer, data).commit(
             conditions=conditions, checksums=checksums, checksum_type=checksum_type
         )
 
@@ -311,7 +295,8 @@ class Store:
     @contextmanager
     def batch(self) -> Iterator[Batch]:
         """Many puts and deletes as one: `with store.batch() as b: b.put(...)`. All happen at the end, or none."""
-        batch = Batch(self)
+        self._check_open()
+        batch = Batch(self._core)
         yield batch
         batch.commit()
 
@@ -335,15 +320,10 @@ class Store:
         Raises BucketNotFound, KeyNotFound, DeleteMarkerFound, VersionNotFound, PreconditionFailed, NotModified,
         InvalidRange, InvalidPart, Corrupt.
         """
-        row, head, body = self._find(bucket, key, version_id, conditions, want_body=True, wait=wait)
-        info = object_info(bucket, key, head, row.clock, is_latest=version_id is None)
-        inline = body if head.layout == Layout.INLINE else None
-        manifest = Manifest(body, f"object {key!r}") if body is not None and inline is None else None
-        if part_number is not None:
-            start, length = _part_range(info, manifest, part_number)
-        else:
-            start, length = _byte_range(info.size, range)
-        return ObjectReader(self._core, info, inline, manifest, start, length)
+        self._check_open()
+        return lookup.open_object(
+            self._core, bucket, key, version_id, conditions, range, part_number, wait=wait
+        )
 
     def head(
         self,
@@ -361,67 +341,8 @@ class Store:
                 bucket, key, version_id=version_id, conditions=conditions, part_number=part_number, wait=wait
             ) as reader:
                 return reader.info
-        row, head, _ = self._find(bucket, key, version_id, conditions, want_body=False, wait=wait)
-        return object_info(bucket, key, head, row.clock, is_latest=version_id is None)
-
-    def _find(
-        self,
-        bucket: str,
-        key: str,
-        version_id: str | None,
-        conditions: Conditions | None,
-        *,
-        want_body: bool,
-        wait: bool,
-    ) -> tuple[ObjectRow, ObjectHead, bytes | None]:
-        raw = lookup_key(key)
-        for _ in range(MOVED_RETRIES):
-            with self._read() as txn:
-                root = require_bucket(txn, bucket).head.bucket
-                row = current_row(txn, root, raw)
-                if version_id is not None:
-                    newest = row
-                    row = find_version(txn, row, version_clock(version_id))
-                    if row is None:
-                        raise VersionNotFound(bucket, key, version_id)
-                    is_latest = newest is not None and row.clock == newest.clock
-                else:
-                    is_latest = True
-            if row is None:
-                raise KeyNotFound(bucket, key)
-            if row.flags & RowFlag.MARKER:
-                null = bool(row.flags & RowFlag.NULL)
-                raise DeleteMarkerFound(
-                    bucket, key, version_id_of(row.clock, is_null=null), is_latest=is_latest
-                )
-            if conditions is not None:
-                modified = _check_read(conditions, row, bucket, key)
-            else:
-                modified = True
-            try:
-                head, body = self._read_object(row, want_body=want_body and modified, wait=wait)
-            except Moved:
-                continue
-            if not modified:
-                raise NotModified(object_info(bucket, key, head, row.clock, is_latest=is_latest))
-            return row, head, body
-        raise Corrupt(f"a volume that the index names is missing; it holds key {key!r} of bucket {bucket!r}")
-
-    def _read_object(self, row: ObjectRow, *, want_body: bool, wait: bool) -> tuple[ObjectHead, bytes | None]:
-        file = self._core.volume(row.volume)
-        place = row.place
-        if want_body or place.length <= _SMALL_RECORD:
-            record = file.read_record(place, cached_only=not wait)
-            if record is None:
-                raise WouldBlock("the object's record is not in memory")
-        else:
-            record = file.read_head(place)
-        header, head_bytes, body = record
-        where = file.where(row.offset)
-        if header.type != RecordType.OBJECT or header.clock != row.clock:
-            raise Corrupt(f"{where}: another record stands where the index expects an object")
-        head: ObjectHead = decode_head(header.type, head_bytes, where)
-        return head, body
+        self._check_open()
+        return lookup.find(self._core, bucket, key, version_id, conditions, want_body=False, wait=wait).info
 
     # --- listings ---------------------------------------------------------------------------------------------
 
@@ -647,20 +568,6 @@ class Store:
     def _execute(self, operation: Operation[T]) -> T:
         return self._committer().execute(operation)
 
-    @staticmethod
-    def _fill(writer: ObjectWriter, data: Data) -> ObjectWriter:
-        if isinstance(data, bytes | bytearray | memoryview):
-            writer.write(data)
-            return writer
-        read: Callable[[int], bytes] | None = getattr(data, "read", None)
-        if read is None:
-            for block in data:
-                writer.write(block)
-            return writer
-        while block := read(_COPY_BLOCK):
-            writer.write(block)
-        return writer
-
     def _upload_info(self, bucket: str, row: UploadRow) -> UploadInfo:
         place: Place = row.place
         record = self._core.volume(place.volume).read_head(place)
@@ -677,44 +584,6 @@ class Store:
         return info
 
 
-class Batch:
-    """Collects puts and deletes; the store commits them as one when its `with` block ends without an error."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._operations: list[PutObject | DeleteObject] = []
-
-    def put(
-        self,
-        bucket: str,
-        key: str,
-        data: Data,
-        *,
-        headers: Mapping[str, str] | None = None,
-        metadata: Mapping[str, str] | None = None,
-        conditions: Conditions | None = None,
-    ) -> None:
-        """Adds an object. Large ones are written to the volume now, but appear with the others."""
-        writer = ObjectWriter(
-            self._store._core, bucket, encode_key(key), describe(headers, metadata, "STANDARD", None)
-        )
-        self._store._fill(writer, data).flush()
-        self._operations.append(writer.operation(conditions, None, ""))
-
-    def delete(self, bucket: str, key: str, *, conditions: Conditions | None = None) -> None:
-        """Adds a delete."""
-        self._operations.append(DeleteObject(bucket, lookup_key(key), None, conditions))
-
-    def commit(self) -> None:
-        """Called by `Store.batch`; an empty batch does nothing."""
-        operations, self._operations = self._operations, []
-        if operations:
-            self._store._execute(Together(list(operations)))
-
-
-_SMALL_RECORD = 4096
-
-
 def _retrying(attempt: Callable[[], T]) -> T:
     """Runs something that may lose a race against compaction or another part upload, a few times."""
     for _ in range(_CONFLICT_RETRIES):
@@ -723,46 +592,6 @@ def _retrying(attempt: Callable[[], T]) -> T:
         except Conflict:
             continue
     return attempt()
-
-
-def _check_read(conditions: Conditions, row: ObjectRow, bucket: str, key: str) -> bool:
-    """Evaluates a read's preconditions in RFC 9110's order; False means "not modified"."""
-    etag = row_etag(row)
-    modified_s = row.clock >> 16
-    modified_s //= 1000
-    if conditions.if_match:
-        if "*" not in conditions.if_match and etag not in conditions.if_match:
-            raise PreconditionFailed("If-Match", bucket, key)
-    elif conditions.if_unmodified_since_s is not None and modified_s > conditions.if_unmodified_since_s:
-        raise PreconditionFailed("If-Unmodified-Since", bucket, key)
-    if conditions.if_none_match:
-        return "*" not in conditions.if_none_match and etag not in conditions.if_none_match
-    return conditions.if_modified_since_s is None or modified_s > conditions.if_modified_since_s
-
-
-def _byte_range(size: int, wanted: Range | None) -> tuple[int, int]:
-    """(start, length) of a range as HTTP means it (RFC 9110 section 14.1.2)."""
-    if wanted is None:
-        return 0, size
-    first, last = wanted
-    if first is None:
-        if not last or not size:
-            raise InvalidRange(size)
-        return max(0, size - last), min(last, size)
-    if first < 0 or first >= size or (last is not None and last < first):
-        raise InvalidRange(size)
-    return first, (size if last is None else min(last + 1, size)) - first
-
-
-def _part_range(info: ObjectInfo, manifest: Manifest | None, part_number: int) -> tuple[int, int]:
-    parts = manifest.parts() if manifest is not None else []
-    if not parts:
-        if part_number == 1:
-            return 0, info.size
-        raise InvalidPart(part_number, f"key {info.key!r} has 1 part")
-    if not 1 <= part_number <= len(parts):
-        raise InvalidPart(part_number, f"key {info.key!r} has {len(parts)} parts")
-    return sum(part.size for part in parts[: part_number - 1]), parts[part_number - 1].size
 
 
 def _check_part_number(part_number: int) -> None:

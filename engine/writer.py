@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, BinaryIO, TypeVar
 
 from blake3 import blake3
 
@@ -25,6 +25,10 @@ from cordwood.engine.index import ChunkRow
 from cordwood.engine.model import Conditions, ObjectInfo, PartInfo
 from cordwood.engine.operations import Content, Description, PutObject, PutPart
 from cordwood.engine.volume import Place
+
+Data = bytes | bytearray | memoryview | BinaryIO | Iterable[bytes]
+_READ_SIZE = 1 << 20
+W = TypeVar("W", bound="ContentWriter")
 
 
 class ContentWriter:
@@ -225,3 +229,18 @@ def describe(
 ) -> Description:
     """A description from the optional arguments of the store's calls."""
     return Description(headers or {}, metadata or {}, {}, "", storage_class, attrs or {})
+
+
+def fill(writer: W, data: Data) -> W:
+    """Writes bytes, a binary file or an iterable of bytes into a writer, and returns it."""
+    if isinstance(data, bytes | bytearray | memoryview):
+        writer.write(data)
+        return writer
+    read: Callable[[int], bytes] | None = getattr(data, "read", None)
+    if read is None:
+        for block in data:
+            writer.write(block)
+        return writer
+    while block := read(_READ_SIZE):
+        writer.write(block)
+    return writer

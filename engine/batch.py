@@ -1,0 +1,50 @@
+"""Several puts and deletes as one atomic change.
+
+Must not know: how a batch is begun (store.py does that).
+
+Invariant: nothing of a batch is visible before `commit`, and everything after it, or nothing at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cordwood.engine.core import Core
+from cordwood.engine.model import Conditions, encode_key, lookup_key
+from cordwood.engine.operations import DeleteObject, PutObject, Together
+from cordwood.engine.writer import Data, ObjectWriter, describe, fill
+
+
+class Batch:
+    """Collects puts and deletes; the store commits them as one when its `with` block ends without an error."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._operations: list[PutObject | DeleteObject] = []
+
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        data: Data,
+        *,
+        headers: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        conditions: Conditions | None = None,
+    ) -> None:
+        """Adds an object. A large one is written to the volume now, but appears with the others."""
+        writer = ObjectWriter(
+            self._core, bucket, encode_key(key), describe(headers, metadata, "STANDARD", None)
+        )
+        fill(writer, data).flush()
+        self._operations.append(writer.operation(conditions, None, ""))
+
+    def delete(self, bucket: str, key: str, *, conditions: Conditions | None = None) -> None:
+        """Adds a delete."""
+        self._operations.append(DeleteObject(bucket, lookup_key(key), None, conditions))
+
+    def commit(self) -> None:
+        """Called by `Store.batch`; an empty batch does nothing."""
+        operations, self._operations = self._operations, []
+        if operations:
+            self._core.writing()[1].execute(Together(list(operations)))
