@@ -551,6 +551,7 @@ def test_session_tokens_are_refused() -> None:
 SIGNED_STREAM = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
 SIGNED_TRAILER = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER"
 UNSIGNED_TRAILER = "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
+CRC = "x-amz-checksum-crc32"
 STREAM_HEADERS = {"content-encoding": "aws-chunked", "x-amz-decoded-content-length": "10"}
 TRAILER_HEADERS = {**STREAM_HEADERS, "x-amz-trailer": "x-amz-checksum-crc32"}
 
@@ -595,7 +596,7 @@ def test_aws_chunked_may_stand_beside_another_content_encoding() -> None:
         (UNSIGNED_TRAILER, {**STREAM_HEADERS, "x-amz-trailer": "x-amz-acl"}, "InvalidRequest"),
         (UNSIGNED_TRAILER, {**STREAM_HEADERS, "x-amz-trailer": "content-type"}, "InvalidRequest"),
         (UNSIGNED_TRAILER, {**STREAM_HEADERS, "x-amz-trailer": ""}, "InvalidRequest"),
-        (UNSIGNED_TRAILER, {**STREAM_HEADERS, "x-amz-trailer": ", ".join(["x-amz-checksum-md5"] * 2)}, "InvalidRequest"),
+        (UNSIGNED_TRAILER, {**STREAM_HEADERS, "x-amz-trailer": f"{CRC},{CRC}"}, "InvalidRequest"),
         ("STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD", STREAM_HEADERS, "NotImplemented"),
         ("STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD-TRAILER", TRAILER_HEADERS, "NotImplemented"),
         ("STREAMING-UNSIGNED-PAYLOAD", STREAM_HEADERS, "InvalidArgument"),
