@@ -43,16 +43,19 @@ T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 
 
+_registering = threading.Lock()
+
+
 class Pending(Generic[T]):
     """The outcome of a submitted operation; the part of `concurrent.futures.Future` that is needed, but light."""
 
-    __slots__ = ("_callback", "_done", "_error", "_value", "_waiter")
+    __slots__ = ("_callbacks", "_done", "_error", "_value", "_waiter")
 
     def __init__(self) -> None:
         self._done = False
         self._value: T | None = None
         self._error: BaseException | None = None
-        self._callback: Callable[[Pending[T]], None] | None = None
+        self._callbacks: list[Callable[[Pending[T]], None]] = []
         self._waiter: threading.Lock | None = None
 
     def done(self) -> bool:
@@ -61,26 +64,20 @@ class Pending(Generic[T]):
     def result(self, timeout: float | None = None) -> T:
         """Waits for the outcome; raises what the operation raised. TimeoutError after `timeout` seconds."""
         if not self._done:
-            waiter = threading.Lock()
-            waiter.acquire()
-            self._waiter = waiter
-            if not self._done and not waiter.acquire(timeout=-1 if timeout is None else timeout):
-                raise TimeoutError("the commit is still under way")
+            self._wait(timeout)
         if self._error is not None:
             raise self._error
         return self._value  # type: ignore[return-value]  # set together with _done
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        try:
-            self.result(timeout)
-        except CordwoodError as error:
-            return error
-        return None
+        """Waits likewise; returns what `result` would raise."""
+        if not self._done:
+            self._wait(timeout)
+        return self._error
 
     def add_done_callback(self, callback: Callable[[Pending[T]], None]) -> None:
-        """Calls back once, from the committing thread, or at once if it is done. One callback at most."""
-        assert self._callback is None
-        self._callback = callback
+        """Calls back once, from the committing thread, or at once if it is done."""
+        self._callbacks.append(callback)
         if self._done:
             self._call_back()
 
@@ -88,15 +85,31 @@ class Pending(Generic[T]):
         self._value = value
         self._error = error
         self._done = True
-        waiter = self._waiter
-        if waiter is not None:
-            waiter.release()
+        if self._waiter is not None:
+            self._waiter.release()
         self._call_back()
 
+    def _wait(self, timeout: float | None) -> None:
+        # The lock is a baton: `complete` gives it to one waiter, and each waiter to the next.
+        with _registering:
+            if self._waiter is None:
+                waiter = threading.Lock()
+                waiter.acquire()
+                self._waiter = waiter
+            waiter = self._waiter
+        if self._done:
+            return
+        if not waiter.acquire(timeout=-1 if timeout is None else timeout):
+            raise TimeoutError("the commit is still under way")
+        waiter.release()
+
     def _call_back(self) -> None:
-        # Setting and taking the callback race benignly: whoever gets it out of the slot calls it.
-        callback, self._callback = self._callback, None
-        if callback is not None:
+        # list.pop is atomic, so of two threads that get here each callback is called by one.
+        while self._callbacks:
+            try:
+                callback = self._callbacks.pop()
+            except IndexError:
+                return
             callback(self)
 
 
