@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -180,7 +180,8 @@ class BucketRow(NamedTuple):
         return _BUCKET.pack(self.clock, *self.place) + msgspec.msgpack.encode(self.head)
 
     @staticmethod
-    def unpack(row: bytes | memoryview) -> BucketRow:
+    @lru_cache(maxsize=1024)
+    def unpack(row: bytes) -> BucketRow:
         clock, *place = _BUCKET.unpack_from(row)
         return BucketRow(clock, Place(*place), _bucket_decoder.decode(row[_BUCKET.size :]))
 
@@ -408,6 +409,18 @@ class Txn:
             yield int.from_bytes(key[8:], "big"), PartRow.unpack(row)
 
 
+class Snapshot(Txn):
+    """A read transaction that ends with its `with` block."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Txn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.raw.abort()
+
+
 class Index:
     """The open LMDB environment of one store."""
 
@@ -458,17 +471,12 @@ class Index:
         """Frees reader slots of processes that died; returns how many."""
         return int(self._env.reader_check())
 
-    @contextmanager
-    def read(self) -> Iterator[Txn]:
-        """A snapshot for reading."""
+    def read(self) -> Snapshot:
+        """A snapshot for reading; a context manager that gives a `Txn`."""
         try:
-            raw = self._env.begin()
+            return Snapshot(self._env.begin(), self._tables)
         except lmdb.Error as error:
             raise translate(error, self._directory) from error
-        try:
-            yield Txn(raw, self._tables)
-        finally:
-            raw.abort()
 
     def begin(self) -> Txn:
         """A write transaction; waits for the one writer there may be, in this or another process."""

@@ -161,8 +161,17 @@ def _forget_open(directory: Path) -> None:
         _open_here.discard(directory.resolve())
 
 
+_fork_generation = 0
+
+
+def fork_generation() -> int:
+    """How many forks lie between this process and the one that imported the engine: cheaper than asking for the pid."""
+    return _fork_generation
+
+
 def _forget_all_after_fork() -> None:
-    global _open_here_lock
+    global _fork_generation, _open_here_lock
+    _fork_generation += 1
     _open_here_lock = threading.Lock()
     _open_here.clear()
 

@@ -83,7 +83,7 @@ class Store:
         self.path = path
         self._core = core
         self._session = session
-        self._pid = os.getpid()
+        self._generation = opening.fork_generation()
         self._lock = threading.Lock()
         self._closed = False
 
@@ -138,7 +138,7 @@ class Store:
     def close(self) -> None:
         """Finishes what is under way and lets go of the directory. May be called twice."""
         with self._lock:
-            if self._closed or self._pid != os.getpid():
+            if self._closed or self._generation != opening.fork_generation():
                 return
             self._closed = True
         self._session.close()
@@ -554,7 +554,7 @@ class Store:
     def _check_open(self) -> None:
         if self._closed:
             raise Closed(f"the store {self.path} is closed")
-        if self._pid != os.getpid():
+        if self._generation != opening.fork_generation():
             raise Closed(f"the store {self.path} was opened before a fork; open it again in this process")
 
     def _read(self) -> AbstractContextManager[Txn]:
