@@ -131,6 +131,9 @@ async def create_bucket(request: Request) -> Response:
         await service.bridge.run(lambda: service.store.create_bucket(name, attrs=attrs))
     except engine_errors.BucketExists:
         if service.owns(identity, service.store.head_bucket(name)):
+            if service.region == "us-east-1":
+                # AWS's oldest region answers a repeated request with success, and clients rely on it.
+                return respond(request.operation, {"Location": f"/{name}"})
             raise s3_error("BucketAlreadyOwnedByYou", bucket_name=name) from None
         raise s3_error("BucketAlreadyExists", bucket_name=name) from None
     return respond(request.operation, {"Location": f"/{name}"})

@@ -62,24 +62,8 @@ def _conditions(params: Params, family: str) -> Conditions | None:
 
 
 def write_conditions(params: Params) -> Conditions | None:
-    """If-Match and If-None-Match of a write. AWS takes only `*` in the latter."""
-    match = params.get("IfMatch")
-    none_match = params.get("IfNoneMatch")
-    if match is None and none_match is None:
-        return None
-    if match is not None and none_match is not None:
-        raise s3_error(
-            "NotImplemented", header="If-None-Match", additional_message="Multiple conditional headers"
-        )
-    if none_match is not None:
-        if none_match.strip().strip('"') != "*":
-            raise s3_error(
-                "NotImplemented",
-                header="If-None-Match",
-                additional_message="We don't accept the provided value of If-None-Match header for this API",
-            )
-        return Conditions(if_none_match=("*",))
-    return Conditions(if_match=etags(match or ""))
+    """If-Match and If-None-Match of a write. An ETag in the latter goes beyond AWS, which takes only `*`."""
+    return _conditions({name: params[name] for name in ("IfMatch", "IfNoneMatch") if name in params}, "")
 
 
 def version_text(params: Params) -> str | None:

@@ -48,10 +48,13 @@ def _invalid_range(error: Any, head: RequestHead, params: Params) -> S3Error:
 
 
 def _invalid_part(error: Any, head: RequestHead, params: Params) -> S3Error:
-    if "UploadId" not in params:
-        # partNumber of GetObject and HeadObject
-        return s3_error("InvalidPartNumber", part_number_requested=error.part_number)
-    return s3_error("InvalidPart", upload_id=params["UploadId"], part_number=error.part_number)
+    return s3_error("InvalidPart", upload_id=params.get("UploadId"), part_number=error.part_number)
+
+
+def _no_such_key(error: Any, head: RequestHead, params: Params) -> S3Error:
+    # A key that never was, told from one whose newest version is a delete marker.
+    headers = (("x-amz-delete-marker", "false"),) if head.method in ("GET", "HEAD") else ()
+    return s3_error("NoSuchKey", headers=headers, key=error.key)
 
 
 def _constant(code: str) -> Maker:
@@ -61,7 +64,7 @@ def _constant(code: str) -> Maker:
 MAKERS: Final[dict[type[BaseException], Maker]] = {
     errors.BucketNotFound: lambda e, head, params: s3_error("NoSuchBucket", bucket_name=e.bucket),
     errors.DeleteMarkerFound: _delete_marker,
-    errors.KeyNotFound: lambda e, head, params: s3_error("NoSuchKey", key=e.key),
+    errors.KeyNotFound: _no_such_key,
     errors.VersionNotFound: lambda e, head, params: s3_error(
         "NoSuchVersion", key=e.key, version_id=e.version_id
     ),
@@ -70,6 +73,8 @@ MAKERS: Final[dict[type[BaseException], Maker]] = {
     errors.BucketExists: lambda e, head, params: s3_error("BucketAlreadyExists", bucket_name=e.bucket),
     errors.BucketNotEmpty: lambda e, head, params: s3_error("BucketNotEmpty", bucket_name=e.bucket),
     errors.DestinationExists: _constant("PreconditionFailed"),
+    # Of a read it is a response, made by read.py; of a copy's source it is a failed condition.
+    errors.NotModified: lambda e, head, params: s3_error("PreconditionFailed", condition="If-None-Match"),
     errors.PreconditionFailed: lambda e, head, params: s3_error("PreconditionFailed", condition=e.condition),
     errors.InvalidBucketName: lambda e, head, params: s3_error("InvalidBucketName", bucket_name=e.bucket),
     errors.KeyTooLong: lambda e, head, params: s3_error(

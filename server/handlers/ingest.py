@@ -122,14 +122,14 @@ def _several_checksums() -> S3Error:
     )
 
 
-def check_digest(algorithm: str, value: str, header: str | None = None) -> None:
+def check_digest(algorithm: str, value: str) -> None:
     """Is this base64 of a digest of the right length?"""
     try:
         size = len(base64.b64decode(value, validate=True))
     except (binascii.Error, ValueError):
         size = -1
     if size != digest_bytes(algorithm):
-        raise s3_error("InvalidRequest", f"Value for {header or _HEADER_OF[algorithm]} header is invalid.")
+        raise s3_error("BadDigest", f"Value for {_HEADER_OF[algorithm]} header is invalid.")
 
 
 def _content_md5(text: str) -> str:

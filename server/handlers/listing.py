@@ -54,7 +54,8 @@ def _list_objects(request: Request) -> Response:
         DECLARATION,
         f'<ListBucketResult xmlns="{NAMESPACE}">',
         leaf("Name", request.bucket),
-        leaf("Prefix", encode(prefix)),
+        # Not encoded, unlike everywhere else: the SDKs do not decode it here.
+        leaf("Prefix", prefix),
         leaf("Marker", encode(marker)),
     ]
     if is_truncated and delimiter and listing.next is not None:

@@ -237,8 +237,10 @@ async def complete_multipart_upload(request: Request) -> Response:
         if "PartNumber" not in part or "ETag" not in part:
             raise malformed("a part needs PartNumber and ETag")
     numbers = [part["PartNumber"] for part in parts]
-    if any(later <= earlier for earlier, later in pairwise(numbers)):
+    if any(later < earlier for earlier, later in pairwise(numbers)):
         raise s3_error("InvalidPartOrder", upload_id=request.params["UploadId"])
+    # A part that was sent twice may be named twice; the last one counts.
+    parts = list({part["PartNumber"]: part for part in parts}.values())
 
     def complete() -> Response:
         store = request.service.store

@@ -31,14 +31,14 @@ _TAKES = f"IfMatch IfNoneMatch IfModifiedSince IfUnmodifiedSince Range VersionId
 async def get_object(request: Request) -> Response:
     try:
         try:
-            reader = _open(request, wait=False)
+            reader, is_partial = _open(request, wait=False)
         except engine_errors.WouldBlock:
-            reader = await request.service.bridge.run(lambda: _open(request))
+            reader, is_partial = await request.service.bridge.run(lambda: _open(request))
     except engine_errors.NotModified as error:
         return not_modified(error.info, request)
     try:
-        members = _members(reader.info, reader, request)
-        response = respond(request.operation, members, status=_status(reader, request))
+        members, status = _members(reader.info, reader, request, is_partial=is_partial)
+        response = respond(request.operation, members, status=status)
         if reader.inline is not None:
             response.body = reader.inline
             reader.close()
@@ -69,10 +69,11 @@ async def head_object(request: Request) -> Response:
 def _head(request: Request, *, wait: bool = True) -> Response:
     params = request.params
     if "Range" in params or "PartNumber" in params:
-        with _open(request, wait=wait) as reader:
-            members = _members(reader.info, reader, request)
+        reader, is_partial = _open(request, wait=wait)
+        with reader:
+            members, status = _members(reader.info, reader, request, is_partial=is_partial)
             members["ContentLength"] = reader.length
-            return respond(request.operation, members, status=_status(reader, request))
+            return respond(request.operation, members, status=status)
     info = request.service.store.head(
         request.bucket,
         request.key,
@@ -80,9 +81,9 @@ def _head(request: Request, *, wait: bool = True) -> Response:
         conditions=read_conditions(params),
         wait=wait,
     )
-    members = _members(info, None, request)
+    members, status = _members(info, None, request)
     members["ContentLength"] = info.size
-    return respond(request.operation, members)
+    return respond(request.operation, members, status=status)
 
 
 def not_modified(info: ObjectInfo, request: Request) -> Response:
@@ -98,7 +99,8 @@ def not_modified(info: ObjectInfo, request: Request) -> Response:
     return Response(304, headers, body=None)
 
 
-def _open(request: Request, *, wait: bool = True) -> ObjectReader:
+def _open(request: Request, *, wait: bool = True) -> tuple[ObjectReader, bool]:
+    """The reader of what was asked for, and whether that was a part: then it is 206, even if it is all there is."""
     params = request.params
     store = request.service.store
     version = version_text(params)
@@ -124,7 +126,7 @@ def _open(request: Request, *, wait: bool = True) -> ObjectReader:
             argument_name="partNumber",
             argument_value=part_number,
         )
-    return store.get(
+    reader = store.get(
         request.bucket,
         request.key,
         version_id=version,
@@ -133,14 +135,19 @@ def _open(request: Request, *, wait: bool = True) -> ObjectReader:
         part_number=part_number,
         wait=wait,
     )
+    return reader, (byte_range is not None or part_number is not None) and reader.length > 0
 
 
-def _members(info: ObjectInfo, reader: ObjectReader | None, request: Request) -> dict[str, Any]:
+def _members(
+    info: ObjectInfo, reader: ObjectReader | None, request: Request, *, is_partial: bool = False
+) -> tuple[dict[str, Any], int]:
     params = request.params
     members = object_members(info, request)
     part_number = params.get("PartNumber")
-    if reader is not None and reader.content_range is not None:
-        members["ContentRange"] = reader.content_range
+    status = 200
+    if reader is not None and is_partial:
+        status = 206
+        members["ContentRange"] = f"bytes {reader.start}-{reader.start + reader.length - 1}/{info.size}"
     if part_number is not None and info.parts_count:
         members["PartsCount"] = info.parts_count
     if "ChecksumMode" in params:
@@ -151,11 +158,7 @@ def _members(info: ObjectInfo, reader: ObjectReader | None, request: Request) ->
         elif reader is None or reader.length == info.size:
             members.update(checksum_members(info.checksums, info.checksum_type))
     override_members(members, request)
-    return members
-
-
-def _status(reader: ObjectReader, request: Request) -> int:
-    return 206 if reader.content_range is not None or "PartNumber" in request.params else 200
+    return members, status
 
 
 async def _stream(bridge: Bridge, reader: ObjectReader) -> AsyncIterator[bytes]:

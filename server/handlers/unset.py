@@ -21,6 +21,7 @@ from cordwood.server.wire.message import Response
 
 NOT_CONFIGURED: Final = {
     "GetBucketCors": "NoSuchCORSConfiguration",
+    "GetBucketEncryption": "ServerSideEncryptionConfigurationNotFoundError",
     "GetBucketLifecycleConfiguration": "NoSuchLifecycleConfiguration",
     "GetBucketPolicy": "NoSuchBucketPolicy",
     "GetBucketReplication": "ReplicationConfigurationNotFoundError",
@@ -66,6 +67,11 @@ async def get_bucket_accelerate_configuration(request: Request) -> Response:
 @handles("GetBucketRequestPayment")
 async def get_bucket_request_payment(request: Request) -> Response:
     return respond(request.operation, {"Payer": "BucketOwner"})
+
+
+@handles("GetBucketPolicyStatus")
+async def get_bucket_policy_status(request: Request) -> Response:
+    return respond(request.operation, {"PolicyStatus": {"IsPublic": False}})
 
 
 @handles("GetBucketOwnershipControls")

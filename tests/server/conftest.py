@@ -158,7 +158,7 @@ def two_owners(store: Store) -> Iterator[LiveServer]:
 
 @pytest.fixture
 def s3(server: LiveServer) -> Any:
-    """A boto3 client with a bucket named `b`."""
+    """A boto3 client with a bucket named `bkt`."""
     client = server.client()
-    client.create_bucket(Bucket="b")
+    client.create_bucket(Bucket="bkt")
     return client
