@@ -237,7 +237,8 @@ def _in_turn(benches: list[_Bench], case: Case, *, lists: bool) -> Iterator[list
     )
 
 
-_HEADING = f"{'':2}{'op':7}{'size':>8}{'conns':>7}{'ops/s':>10}{'MB/s':>9}{'p50 ms':>10}{'p99 ms':>10}{'client µs':>11}{'failed':>8}"
+_COLUMNS = ("ops/s", "MB/s", "p50 ms", "p99 ms", "client µs", "failed")
+_HEADING = f"  {'op':7}{'size':>8}{'conns':>7}" + "".join(f"{name:>10}" for name in _COLUMNS)
 
 
 def _print_rows(rows: list[Row], clients: list[Client], *, as_json: bool) -> int:
@@ -250,8 +251,8 @@ def _print_rows(rows: list[Row], clients: list[Client], *, as_json: bool) -> int
         else:
             print(
                 f"{letter if len(rows) > 1 else ' ':2}{row.operation:7}{format_size(row.case.size):>8}"
-                f"{row.case.connections:7}{values['ops_per_s']:10.1f}{values['mb_per_s']:9.1f}"
-                f"{values['p50_ms']:10.2f}{values['p99_ms']:10.2f}{values['client_cpu_us']:11.0f}{row.tally.failed:8}"
+                f"{row.case.connections:7}{values['ops_per_s']:10.1f}{values['mb_per_s']:10.1f}"
+                f"{values['p50_ms']:10.2f}{values['p99_ms']:10.2f}{values['client_cpu_us']:10.0f}{row.tally.failed:10}"
             )
         if row.tally.failed and not as_json:
             warn(f"{row.operation}: {row.tally.first_failure}")

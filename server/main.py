@@ -39,6 +39,7 @@ __all__ = ["Running", "StartError", "serve"]
 log = logging.getLogger("cordwood.worker")
 
 _ACCEPT_PAUSE_S = 0.1
+_UNLIMITED = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,11 @@ async def _accept_until_stopped(
         except trio.Cancelled:
             slots.release()
             raise
-        connections.start_soon(connection, trio.SocketStream(sock))
+        stream = trio.SocketStream(sock)
+        # trio lets no more than 16 KiB wait unsent. With sendfile on loopback, whose segments are 64 KiB, part of one
+        # segment then sits in the kernel for 200 ms, corked, waiting for a rest that is not let in.
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNLIMITED)
+        connections.start_soon(connection, stream)
 
 
 async def _watch_for_stop(lifeline_fd: int, stopping: trio.Event) -> None:
