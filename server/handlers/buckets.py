@@ -20,7 +20,6 @@ from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import read_document, respond
 from cordwood.server.wire.message import Response
-from cordwood.server.wire.operations import ENUMS
 from cordwood.server.wire.xml import DECLARATION, NAMESPACE, leaf
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]\Z")
@@ -143,8 +142,6 @@ def _check_location(constraint: str | None, region: str) -> None:
     """A server has one region. Old requests spell eu-west-1 `EU`; us-east-1 is spelled by leaving it out."""
     if not constraint or constraint == region or (constraint == "EU" and region == "eu-west-1"):
         return
-    if constraint not in ENUMS["BucketLocationConstraint"]:
-        raise s3_error("InvalidLocationConstraint", location_constraint=constraint)
     raise s3_error(
         "IllegalLocationConstraintException",
         f"The {constraint} location constraint is incompatible for the region specific endpoint this request was "

@@ -211,6 +211,8 @@ def _read_value(element: Element, kind: str) -> Any:
     try:
         return _convert(kind, element.text.strip())
     except ValueError:
+        if kind == "enum BucketLocationConstraint":
+            raise s3_error("InvalidLocationConstraint", location_constraint=element.text) from None
         raise malformed(f"bad value of {element.name}") from None
 
 

@@ -66,7 +66,7 @@ class LiveServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def client(self, credential: Credential = ALICE, **config: Any) -> Any:
+    def client(self, credential: Credential = ALICE, *, region: str = "us-east-1", **config: Any) -> Any:
         """A boto3 client that never retries, so that a test sees the first answer."""
         import boto3
         from botocore.config import Config
@@ -77,7 +77,7 @@ class LiveServer:
             endpoint_url=self.url,
             aws_access_key_id=credential.access_key,
             aws_secret_access_key=credential.secret_key,
-            region_name="us-east-1",
+            region_name=region,
             config=Config(**settings),
         )
 
