@@ -298,6 +298,11 @@ _DECODERS = {type_: msgspec.msgpack.Decoder(head) for type_, head in HEAD_TYPES.
 _encode = msgspec.msgpack.Encoder().encode
 
 
+def encoded_size(value: Any) -> int:
+    """Bytes of a value within a head. TypeError, ValueError or OverflowError for what a head cannot hold."""
+    return len(_encode(value))
+
+
 def encode_head(head: Head) -> bytes:
     return _encode(head)
 

@@ -40,6 +40,7 @@ _TABLES = ("meta", "volumes", "buckets", "directories", "entries", "versions", "
 _U64 = struct.Struct(">Q")
 _CLOCK_KEY = b"clock"
 _STORE_KEY = b"store"
+_BUCKET_NAME_MAX = 63
 
 NO_PLACE = Place(0, 0, 0)
 
@@ -380,6 +381,8 @@ class Txn:
         }
 
     def bucket(self, name: str) -> BucketRow | None:
+        if not (name.isascii() and 0 < len(name) <= _BUCKET_NAME_MAX):
+            return None  # no bucket has such a name, and LMDB would not take it as a key
         row = self.get(name.encode(), self.tables.buckets)
         return BucketRow.unpack(row) if row else None
 

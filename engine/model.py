@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cordwood.engine.errors import InvalidBucketName, InvalidKey, KeyTooLong
+from cordwood.engine.errors import InvalidArgument, InvalidBucketName, InvalidKey, KeyTooLong
 
 NULL_VERSION = "null"
+_CLOCK_DIGITS = re.compile(r"[0-9a-f]{16}")  # int() alone would also take signs, spaces and underscores
 KEY_SIZE_MAX = 1024
 
 
@@ -182,17 +183,20 @@ def version_clock(version_id: str) -> int | None:
     """The clock behind a version id; 0 for "null", None when the id was never one of ours."""
     if version_id == NULL_VERSION:
         return 0
-    if len(version_id) != 16 or version_id.lower() != version_id:
-        return None
-    try:
-        return int(version_id, 16) or None
-    except ValueError:
-        return None
+    return int(version_id, 16) or None if _CLOCK_DIGITS.fullmatch(version_id) else None
 
 
 def etag_of(md5: bytes, parts_count: int) -> str:
     """The bare ETag: hexadecimal MD5, with "-N" for a multipart object of N parts."""
     return f"{md5.hex()}-{parts_count}" if parts_count else md5.hex()
+
+
+def encode_text(text: str) -> bytes:
+    """A prefix, delimiter or marker of a listing as UTF-8."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"{text!r} cannot be encoded as UTF-8: {error}") from None
 
 
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")

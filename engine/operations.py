@@ -9,8 +9,9 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,7 @@ from cordwood.engine.errors import (
     VersionNotFound,
 )
 from cordwood.engine.format import (
+    HEAD_MAX,
     BucketHead,
     ChunkRef,
     DeleteHead,
@@ -41,8 +43,18 @@ from cordwood.engine.format import (
     PartHead,
     PartInManifest,
     UploadHead,
+    encoded_size,
 )
-from cordwood.engine.index import BucketRow, ObjectRow, RowFlag, Txn, UploadRow, id_key, version_key
+from cordwood.engine.index import (
+    CHECKSUM_ALGORITHMS,
+    BucketRow,
+    ObjectRow,
+    RowFlag,
+    Txn,
+    UploadRow,
+    id_key,
+    version_key,
+)
 from cordwood.engine.model import (
     BucketInfo,
     Conditions,
@@ -56,6 +68,8 @@ from cordwood.engine.model import (
 )
 
 _RECORD_OVERHEAD = 512
+DESCRIPTION_MAX = HEAD_MAX // 2  # leaves room in a record's head for everything else
+CHECKSUM_TYPES = ("", "COMPOSITE", "FULL_OBJECT")
 
 
 def require_bucket(txn: Txn, name: str) -> BucketRow:
@@ -113,6 +127,34 @@ def check_write(conditions: Conditions | None, row: ObjectRow | None, bucket: st
     modified_ms = conditions.if_modified_ms
     if modified_ms is not None and (row is None or milliseconds(row.clock) // 1000 != modified_ms // 1000):
         raise PreconditionFailed("x-amz-if-match-last-modified-time", bucket, key)
+
+
+def check_kept(texts: Iterable[Mapping[str, str]], attrs: Mapping[str, Any]) -> None:
+    """InvalidArgument for what a record could not hold and give back. Called before an operation is queued: in the
+    middle of a batch it would be too late to refuse."""
+    for mapping in texts:
+        for name, value in mapping.items():
+            if type(name) is not str or type(value) is not str:
+                raise InvalidArgument(f"{name!r}: {value!r} must be text on both sides")
+    if not all(type(name) is str for name in attrs):
+        raise InvalidArgument(f"names of attributes must be text: {list(attrs)!r}")
+    try:
+        size = encoded_size([*texts, attrs])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgument(f"headers, metadata or attributes cannot be stored: {error}") from None
+    if size > DESCRIPTION_MAX:
+        raise InvalidArgument(
+            f"headers, metadata and attributes take {size} bytes; the limit is {DESCRIPTION_MAX}"
+        )
+
+
+def check_checksums(checksums: Mapping[str, str], checksum_type: str) -> None:
+    """InvalidArgument for a checksum algorithm or type that S3 does not have."""
+    for name in checksums:
+        if name not in CHECKSUM_ALGORITHMS:
+            raise InvalidArgument(f"checksum {name!r} is none of {', '.join(CHECKSUM_ALGORITHMS)}")
+    if checksum_type not in CHECKSUM_TYPES:
+        raise InvalidArgument(f"checksum type {checksum_type!r} must be COMPOSITE or FULL_OBJECT")
 
 
 def check_chunks(txn: Txn, content: Content) -> None:
@@ -200,6 +242,13 @@ class Description:
     storage_class: str = "STANDARD"
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
+    def check(self) -> None:
+        """InvalidArgument for what cannot be stored."""
+        if self.checksums or self.checksum_type:
+            check_checksums(self.checksums, self.checksum_type)
+        if self.headers or self.metadata or self.checksums or self.attrs:
+            check_kept((self.headers, self.metadata, self.checksums), self.attrs)
+
 
 @dataclass(slots=True)
 class PutObject:
@@ -214,6 +263,9 @@ class PutObject:
     upload: int = 0
     nested: bool = False
     frees: bool = False
+
+    def __post_init__(self) -> None:
+        self.description.check()
 
     def size_hint(self) -> int:
         return self.content.record_size() + len(self.key) + 64 * len(self.parts or ())
@@ -391,6 +443,9 @@ class CreateBucket:
     nested: bool = False
     frees: bool = False
 
+    def __post_init__(self) -> None:
+        check_kept((), self.attrs)
+
     def size_hint(self) -> int:
         return _RECORD_OVERHEAD
 
@@ -413,11 +468,16 @@ class UpdateBucket:
     nested: bool = False
     frees: bool = False
 
+    def __post_init__(self) -> None:
+        check_kept((), self.attrs)
+
     def size_hint(self) -> int:
         return _RECORD_OVERHEAD
 
     def decide(self, decision: Decision) -> BucketInfo:
         old = require_bucket(decision.txn, self.name).head
+        if self.versioning == "" and old.versioning:
+            raise InvalidArgument(f"versioning of bucket {self.name!r} can be suspended, but not undone")
         merged = {**old.attrs, **self.attrs}
         head = BucketHead(
             old.bucket,
@@ -455,6 +515,7 @@ class DeleteBucket:
 # --- multipart uploads ----------------------------------------------------------------------------------------
 
 _SECRET_SIZE = 8
+_UPLOAD_ID = re.compile(rf"[0-9a-f]{{{16 + 2 * _SECRET_SIZE}}}")
 
 
 def upload_id_of(upload: int, secret: bytes) -> str:
@@ -463,12 +524,9 @@ def upload_id_of(upload: int, secret: bytes) -> str:
 
 
 def parse_upload_id(upload_id: str) -> tuple[int, bytes] | None:
-    if len(upload_id) != 16 + 2 * _SECRET_SIZE:
+    if not _UPLOAD_ID.fullmatch(upload_id):
         return None
-    try:
-        return int(upload_id[:16], 16), bytes.fromhex(upload_id[16:])
-    except ValueError:
-        return None
+    return int(upload_id[:16], 16), bytes.fromhex(upload_id[16:])
 
 
 def require_upload(txn: Txn, bucket: str, key: bytes, upload_id: str) -> tuple[BucketHead, int, UploadRow]:
@@ -505,6 +563,9 @@ class CreateUpload:
     nested: bool = False
     frees: bool = False
 
+    def __post_init__(self) -> None:
+        self.description.check()
+
     def size_hint(self) -> int:
         return _RECORD_OVERHEAD + len(self.key)
 
@@ -538,6 +599,11 @@ class PutPart:
     checksums: Mapping[str, str] = field(default_factory=dict)
     nested: bool = False
     frees: bool = False
+
+    def __post_init__(self) -> None:
+        if self.checksums:
+            check_checksums(self.checksums, "")
+            check_kept((self.checksums,), {})
 
     def size_hint(self) -> int:
         return self.content.record_size()

@@ -48,6 +48,7 @@ from cordwood.engine.model import (
     VersionListing,
     check_bucket_name,
     encode_key,
+    encode_text,
     lookup_key,
 )
 from cordwood.engine.operations import (
@@ -359,7 +360,7 @@ class Store:
         with self._read() as txn:
             row = require_bucket(txn, bucket)
             return listing.list_objects(
-                txn, row, prefix.encode(), delimiter.encode(), start_after.encode(), max_keys
+                txn, row, encode_text(prefix), encode_text(delimiter), encode_text(start_after), max_keys
             )
 
     def list_versions(
@@ -378,9 +379,9 @@ class Store:
             return listing.list_versions(
                 txn,
                 row,
-                prefix.encode(),
-                delimiter.encode(),
-                key_marker.encode(),
+                encode_text(prefix),
+                encode_text(delimiter),
+                encode_text(key_marker),
                 version_id_marker,
                 max_keys,
             )
@@ -481,9 +482,9 @@ class Store:
                     return listing.list_uploads(
                         txn,
                         require_bucket(txn, bucket),
-                        prefix.encode(),
-                        delimiter.encode(),
-                        key_marker.encode(),
+                        encode_text(prefix),
+                        encode_text(delimiter),
+                        encode_text(key_marker),
                         upload_id_marker,
                         max_uploads,
                         lambda row: self._upload_info(bucket, row),
