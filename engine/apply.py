@@ -263,9 +263,15 @@ class Applier:
                 namespace.put_entry(txn, head.directory, head.name, row.pack())
                 return
         namespace.remove_entry(txn, head.directory, head.name)
-        self.vanish_if_empty(head.bucket, head.directory)
+        self._emptied(head.bucket, head.directory)
 
     # --- directories and buckets ------------------------------------------------------------------------------
+
+    def _emptied(self, bucket: int, directory: int) -> None:
+        # A rebuild sees a history with holes: what a compaction dropped may have kept this directory alive at the time,
+        # and something that lives may yet come into it. It removes empty directories once, at its end.
+        if self._counting:
+            self.vanish_if_empty(bucket, directory)
 
     def vanish_if_empty(self, bucket: int, directory: int) -> None:
         """Removes a directory that holds nothing, and then its parents likewise, up to the bucket's root."""
@@ -295,7 +301,7 @@ class Applier:
                 namespace.remove_entry(txn, old.parent, old.name)
         namespace.put_directory(txn, head.parent, head.name, head.directory)
         if old is not None and old.parent != head.parent:
-            self.vanish_if_empty(head.bucket, old.parent)
+            self._emptied(head.bucket, old.parent)
 
     def _apply_bucket(self, clock: int, place: Place, head: BucketHead, _manifest: Manifest | None) -> None:
         txn = self.txn

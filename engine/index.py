@@ -248,9 +248,14 @@ class PartRow(NamedTuple):
 
 
 class VolumeState:
+    """FILLING: a compaction writes it; what is in it counts only where a row points to it. RETIRED: nothing lives in
+    it, its file is being removed or gone; the row stays, so that an upload in flight can tell it from a new volume."""
+
     ACTIVE = 0
     SEALED = 1
     QUARANTINED = 2
+    RETIRED = 3
+    FILLING = 4
 
 
 _VOLUME = struct.Struct("<B7xQQQ")

@@ -59,7 +59,7 @@ _open_here_lock = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `Store.open` was asked for; sizes in bytes."""
+    """What `Store.open` was asked for; sizes in bytes. `alone`: nobody else may have the store open meanwhile."""
 
     create: bool = True
     read_only: bool = False
@@ -70,6 +70,7 @@ class Options:
     inline_max: int = 64 << 10
     map_size: int = DEFAULT_MAP_SIZE
     node_id: int | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ def open_store(fs: FileSystem, directory: Path, options: Options) -> tuple[Core,
     _remember_open(directory)
     try:
         identity = _identify(fs, directory, options)
-        lock = take_lock(fs, directory, shared=True)
+        lock = take_lock(fs, directory, shared=not options.alone)
         try:
             core = _open_core(fs, directory, identity, options)
         except BaseException:
@@ -267,6 +268,7 @@ def _open_core(fs: FileSystem, directory: Path, identity: Identity, options: Opt
             volumes.remove_leftovers()
             recovery = Recovery(fs, index, volumes, recovery_path, options.volume_size)
             recovery.run()
+            recovery.remove_retired()
         except BaseException:
             index.close()
             raise

@@ -52,6 +52,7 @@ from cordwood.engine.index import (
     RowFlag,
     Txn,
     UploadRow,
+    VolumeState,
     id_key,
     version_key,
 )
@@ -158,10 +159,20 @@ def check_checksums(checksums: Mapping[str, str], checksum_type: str) -> None:
 
 
 def check_chunks(txn: Txn, content: Content) -> None:
-    """Every chunk must be known to the index, or be one that this writer appended."""
+    """Every chunk must be known to the index, or be one that this writer appended; and its volume must still live."""
+    volumes = set()
     for ref in content.chunks:
-        if ref.id not in content.fresh and txn.chunk(ref.id) is None:
+        if ref.id in content.fresh:
+            volumes.add(ref.volume)
+            continue
+        row = txn.chunk(ref.id)
+        if row is None:
             raise Conflict("a shared chunk was removed meanwhile; write the object again")
+        volumes.add(row.volume)
+    for volume in volumes:
+        about = txn.volume(volume)
+        if about is not None and about.state == VolumeState.RETIRED:
+            raise Conflict(f"volume {volume} was compacted away meanwhile; write the object again")
 
 
 def write_chunked(decision: Decision, head: ObjectHead | PartHead, content: Content, body: bytes) -> int:

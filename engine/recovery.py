@@ -153,6 +153,34 @@ def read_tail(file: VolumeFile, fd: int, start: int) -> Tail:
     return tail
 
 
+def remove_retired(fs: FileSystem, index: Index, volumes: Volumes) -> list[int]:
+    """Unlinks the volumes that the index says are retired; returns those that were still there.
+
+    Until a file is gone for good its dead records count: only then is `oldest_dead` cleared, which frees tombstones.
+    """
+    with index.read() as txn:
+        rows = txn.volumes()
+        retired = {volume for volume, row in rows.items() if row.state == VolumeState.RETIRED}
+        pending = {volume for volume in retired if rows[volume].oldest_dead}
+    there = sorted(retired.intersection(volumes.ids()))
+    if not there and not pending:
+        return []
+    index.sync()  # a power cut must not bring the rows back that pointed there
+    for volume in there:
+        fs.unlink_if_there(volumes.path(volume))
+        volumes.forget(volume)
+    fs.sync_directory(volumes.directory)
+    txn = index.begin()
+    try:
+        for volume in pending:
+            txn.put_volume(volume, VolumeRow(VolumeState.RETIRED))
+        index.commit(txn)
+    except BaseException:
+        txn.raw.abort()
+        raise
+    return there
+
+
 class Recovery:
     """Brings the volumes that no living process owns up to date, and claims one of them for appending."""
 
@@ -187,6 +215,10 @@ class Recovery:
         finally:
             for tail in tails:
                 self._volumes.release(tail.fd)
+
+    def remove_retired(self) -> None:
+        """Finishes what a compaction had decided: unlinks retired volumes. Call within `alone`."""
+        remove_retired(self._fs, self._index, self._volumes)
 
     def claim(self) -> ActiveVolume | None:
         """A volume with room, recovered and held for appending; None when a new one has to be made."""
@@ -223,6 +255,9 @@ class Recovery:
         try:
             with self._index.read() as txn:  # again, now that nobody else appends to it
                 row = txn.volume(volume)
+            if row is not None and row.state not in (VolumeState.ACTIVE, VolumeState.QUARANTINED):
+                self._volumes.release(fd)  # sealed by another process meanwhile
+                return None
             start = max(row.watermark if row else 0, SUPERBLOCK_SIZE)
             return read_tail(self._volumes.get(volume), fd, start)
         except (Corrupt, OSError) as error:
@@ -324,22 +359,24 @@ def _verified_end(file: VolumeFile, durable: int, end: int) -> int:
     return position
 
 
-def _groups(survey: _Survey) -> Iterator[Group]:
-    """The transactions of a volume in the order they were written, which is clock order."""
+def _changes(survey: _Survey) -> Iterator[Change]:
+    """The changes of a volume in the order they were written, which is clock order; whole transactions only.
+
+    One by one, not in groups: compaction writes the records of a transaction singly, and while both copies are there
+    the merge must bring the two of each record together.
+    """
     file = survey.file
     for start, stop in survey.stretches:
         group: list[Change] = []
-        position = start
         for record in file.scan(start, min(stop, survey.end), bodies=False):
-            position = record.header.offset + record.header.length
             if record.header.type in (RecordType.CHUNK, RecordType.SEAL):
                 continue
             group.append(_change(file, record))
             if not record.header.flags & Flag.MORE:
-                yield Group(group[0].clock, position, group)
+                yield from group
                 group = []
-        if group and stop < survey.end:
-            yield Group(group[0].clock, position, group)  # damage behind it, but it had been committed
+        if stop < survey.end:
+            yield from group  # damage behind it, but it had been committed
 
 
 def rebuild_index(fs: FileSystem, directory: Path, volumes: Volumes, store: bytes, *, map_size: int) -> None:
@@ -357,11 +394,10 @@ def rebuild_index(fs: FileSystem, directory: Path, volumes: Volumes, store: byte
         applier = Applier(txn, lambda place: read_manifest(volumes, place), counting=False)
         clock = 0
         count = 0
-        for group in heapq.merge(*map(_groups, surveys), key=lambda group: group.clock):
-            for change in group.changes:
-                applier.apply(change.type, change.clock, change.place, change.head, change.manifest)
-                clock = max(clock, change.clock)
-            count += len(group.changes)
+        for change in heapq.merge(*map(_changes, surveys), key=lambda change: change.clock):
+            applier.apply(change.type, change.clock, change.place, change.head, change.manifest)
+            clock = max(clock, change.clock)
+            count += 1
             if count >= _REBUILD_BATCH:
                 count = 0
                 applier.finish({})

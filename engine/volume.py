@@ -209,13 +209,15 @@ class VolumeFile:
 
 
 class NewRecord(NamedTuple):
-    """A record about to be written: its type, flags, clock and encoded head, and its body."""
+    """A record about to be written: its type, flags, clock and encoded head, its body, and the node that decided it
+    (None: this one)."""
 
     type: int
     flags: int
     clock: int
     head: bytes
     body: bytes | memoryview
+    node: int | None = None
 
 
 class ActiveVolume:
@@ -237,9 +239,10 @@ class ActiveVolume:
             buffers: list[Buffer] = []
             places = []
             position = self.tail
-            for type_, flags, clock, head, body in records:
+            for type_, flags, clock, head, body, node in records:
+                by = self._node if node is None else node
                 packed = pack_record(
-                    type_, flags, position, clock, self.durable, self._node, head, body, self.file.seed
+                    type_, flags, position, clock, self.durable, by, head, body, self.file.seed
                 )
                 length = sum(map(len, packed))
                 buffers += packed
@@ -322,6 +325,13 @@ class Volumes:
         """Drops the cached descriptor of a volume that is gone."""
         with self._lock:
             self._open.pop(volume, None)
+
+    def forget_unlinked(self) -> int:
+        """Drops the descriptors of volumes that a compaction removed: only then does their space come back."""
+        gone = [volume for volume, file in list(self._open.items()) if not file.is_linked()]
+        for volume in gone:
+            self.forget(volume)
+        return len(gone)
 
     def close(self) -> None:
         with self._lock:
