@@ -172,11 +172,12 @@ class _Connection:
         keep_alive = head.keep_alive and not (response.close or body.has_failed or self._stopping.is_set())
         if response.stream is not None and head.http_version == "1.0" and _content_length(response) is None:
             keep_alive = False  # only the end of the connection can end this body
+        keep_alive = keep_alive and not body.is_continue_due  # nobody knows whether it will send its body now
         is_taken = self._receiver.is_body_complete
         if not is_taken:
             left = self._receiver.body_left
             is_small = left is not None and left <= self._limits.drain_bytes
-            keep_alive = keep_alive and is_small and not body.is_continue_due
+            keep_alive = keep_alive and is_small
         await self._respond(head, response, keep_alive)
         if keep_alive:
             return is_taken or await self._drain()
