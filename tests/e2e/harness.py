@@ -206,14 +206,18 @@ def clean_environment() -> dict[str, str]:
     }
 
 
-def client_environment(server: Server) -> dict[str, str]:
-    nowhere = server.log.with_name("no-such-configuration")
+def server_environment(server: Server) -> dict[str, str]:
+    """A home of its own, because `serve` writes a profile there."""
     home = server.log.with_name("home")
     home.mkdir(exist_ok=True)
-    return clean_environment() | {
-        "HOME": str(home),
+    keys = {"CORDWOOD_ACCESS_KEY": ACCESS_KEY, "CORDWOOD_SECRET_KEY": SECRET_KEY}
+    return clean_environment() | keys | {"HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config")}
+
+
+def client_environment(server: Server) -> dict[str, str]:
+    nowhere = server.log.with_name("no-such-configuration")
+    return server_environment(server) | {
         "LC_ALL": "C.UTF-8",
-        "XDG_CONFIG_HOME": str(home / ".config"),
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
         "AWS_DEFAULT_REGION": REGION,
@@ -229,8 +233,6 @@ def client_environment(server: Server) -> dict[str, str]:
         "RCLONE_CONFIG_CORD_ENDPOINT": server.endpoint,
         "RCLONE_CONFIG_CORD_REGION": REGION,
         "CORDWOOD_ENDPOINT": server.endpoint,
-        "CORDWOOD_ACCESS_KEY": ACCESS_KEY,
-        "CORDWOOD_SECRET_KEY": SECRET_KEY,
     }
 
 

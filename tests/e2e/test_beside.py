@@ -17,7 +17,7 @@ from typing import Any
 import botocore.exceptions
 import pytest
 
-from cordwood.engine import Store
+from cordwood.engine import Store, rebuild
 from tests.e2e.harness import MIB, Server, Watcher, clean_environment, keys_of, serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.xdist_group("beside")]
@@ -154,13 +154,11 @@ def test_a_program_killed_in_the_middle_of_writing_hurts_nobody(tmp_path: Path) 
 
 
 def test_the_index_rebuilt_from_the_volumes_equals_the_live_one(tmp_path: Path, tree: Path) -> None:
-    from cordwood.engine import recovery
-
     with serving(tmp_path) as server:
         client = server.boto()
         server.aws("s3", "mb", "s3://rebuild")
-        server.aws("s3", "cp", "--recursive", "--quiet", str(tree / "odd"), "s3://rebuild/a/")
-        server.aws("s3", "cp", "--recursive", "--quiet", str(tree / "json"), "s3://rebuild/b/")
+        server.aws("s3", "cp", "--recursive", "--only-show-errors", str(tree / "odd"), "s3://rebuild/a/")
+        server.aws("s3", "cp", "--recursive", "--only-show-errors", str(tree / "json"), "s3://rebuild/b/")
         run_program(
             server,
             """
@@ -188,7 +186,7 @@ def test_the_index_rebuilt_from_the_volumes_equals_the_live_one(tmp_path: Path, 
 
         with Store.open(server.directory) as store:
             live = store.logical_dump()
-        recovery.rebuild(server.directory)
+        rebuild(server.directory)
         with Store.open(server.directory) as store:
             assert store.logical_dump() == live
         server.start()

@@ -45,7 +45,7 @@ def test_a_copy_that_dies_with_the_server_loses_nothing_acknowledged(
     total = len(files_below(tree))
     with serving(tmp_path) as server:
         server.aws("s3", "mb", "s3://kill")
-        server.aws("s3", "cp", "--recursive", "--quiet", str(tree), "s3://kill/first/")
+        server.aws("s3", "cp", "--recursive", "--only-show-errors", str(tree), "s3://kill/first/")
 
         big = Watcher(
             server.aws_command("s3", "cp", "--no-progress", str(big_file), "s3://kill/big"),
@@ -75,15 +75,15 @@ def test_a_copy_that_dies_with_the_server_loses_nothing_acknowledged(
             if "big" in keys_of(client, "kill"):
                 assert_etag(client, "big", multipart_etag(big_file, 8 * MIB))
 
-            server.aws("s3", "sync", "--quiet", str(tree), f"s3://kill/{prefix}")
+            server.aws("s3", "sync", "--only-show-errors", str(tree), f"s3://kill/{prefix}")
             assert assert_objects_match(client, "kill", prefix, tree) == total
 
         for upload in server.boto().list_multipart_uploads(Bucket="kill").get("Uploads", ()):
             server.boto().abort_multipart_upload(
                 Bucket="kill", Key=upload["Key"], UploadId=upload["UploadId"]
             )
-        server.aws("s3", "cp", "--quiet", str(big_file), "s3://kill/big")
-        server.aws("s3", "cp", "--quiet", "s3://kill/big", str(tmp_path / "back"))
+        server.aws("s3", "cp", "--only-show-errors", str(big_file), "s3://kill/big")
+        server.aws("s3", "cp", "--only-show-errors", "s3://kill/big", str(tmp_path / "back"))
         assert md5_of(tmp_path / "back") == md5_of(big_file)
         assert server.stop() == 0
 

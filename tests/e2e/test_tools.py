@@ -47,10 +47,10 @@ def test_awscli_copies_a_tree_in_and_syncs_it_out_unchanged(
     server: Server, boto: Any, tree: Path, tmp_path: Path
 ) -> None:
     server.aws("s3", "mb", "s3://awscli")
-    server.aws("s3", "cp", "--recursive", "--quiet", str(tree), "s3://awscli/tree/")
+    server.aws("s3", "cp", "--recursive", "--only-show-errors", str(tree), "s3://awscli/tree/")
     assert_objects_match(boto, "awscli", "tree/", tree)
 
-    server.aws("s3", "sync", "--quiet", "s3://awscli/tree/", str(tmp_path / "out"))
+    server.aws("s3", "sync", "--only-show-errors", "s3://awscli/tree/", str(tmp_path / "out"))
     assert_same_tree(tree, tmp_path / "out")
     assert server.aws("s3", "sync", "--size-only", str(tree), "s3://awscli/tree/") == "", (
         "a second sync had work to do"
@@ -58,8 +58,8 @@ def test_awscli_copies_a_tree_in_and_syncs_it_out_unchanged(
 
     listed = server.aws("s3", "ls", "--recursive", "--summarize", "s3://awscli/tree/")
     assert f"Total Objects: {len(files_below(tree))}" in listed
-    server.aws("s3", "mv", "--quiet", "s3://awscli/tree/odd/three", "s3://awscli/moved")
-    server.aws("s3", "rm", "--recursive", "--quiet", "s3://awscli/")
+    server.aws("s3", "mv", "--only-show-errors", "s3://awscli/tree/odd/three", "s3://awscli/moved")
+    server.aws("s3", "rm", "--recursive", "--only-show-errors", "s3://awscli/")
     assert keys_of(boto, "awscli") == {}
     server.aws("s3", "rb", "s3://awscli")
     assert "awscli" not in server.aws("s3", "ls")
@@ -69,12 +69,12 @@ def test_awscli_moves_a_big_file_and_no_worker_grows_with_it(
     server: Server, boto: Any, big_file: Path, tmp_path: Path
 ) -> None:
     server.aws("s3", "mb", "s3://awscli-big")
-    server.aws("s3", "cp", "--quiet", str(big_file), "s3://awscli-big/big")
+    server.aws("s3", "cp", "--only-show-errors", str(big_file), "s3://awscli-big/big")
     head = boto.head_object(Bucket="awscli-big", Key="big")
     assert head["ContentLength"] == big_file.stat().st_size
     assert head["ETag"].strip('"') == multipart_etag(big_file, 8 * MIB)
 
-    server.aws("s3", "cp", "--quiet", "s3://awscli-big/big", str(tmp_path / "back"))
+    server.aws("s3", "cp", "--only-show-errors", "s3://awscli-big/big", str(tmp_path / "back"))
     assert md5_of(tmp_path / "back") == md5_of(big_file)
     (tmp_path / "back").unlink()
     peaks = {pid: peak_memory_bytes(pid) for pid in server.processes()}
