@@ -45,6 +45,7 @@ UNSIGNED = "UNSIGNED-PAYLOAD"
 
 # What a broken connection looks like from http.client, the socket and TLS.
 TRANSPORT_ERRORS = (OSError, http.client.HTTPException, ssl.SSLError)
+_NOBODY_THERE = (ConnectionRefusedError, socket.gaierror)
 
 
 class ServiceError(CliError):
@@ -265,8 +266,8 @@ class Client:
                 problem = error
             except TRANSPORT_ERRORS as fault:
                 problem = self._unreachable(fault)
-                if not self._has_answered and attempt > 1:
-                    break  # nobody was ever there: a person waits for the message, not for a restart
+                if isinstance(fault, _NOBODY_THERE) and not self._has_answered and attempt > 1:
+                    break  # a person waits for the message, not for a server that restarts
             if attempt < _ATTEMPTS:
                 # Full jitter, so that many clients do not come back at the same moment.
                 time.sleep(random.uniform(0.5, 1.0) * pause_s)
@@ -405,7 +406,9 @@ class Client:
         hint = ""
         if isinstance(fault, ConnectionRefusedError):
             hint = f"; is the server running there? The endpoint comes from {self.target.origin}"
-        text = getattr(fault, "strerror", None) or str(fault) or type(fault).__name__
+        text = getattr(fault, "strerror", None) or str(fault)
+        if not text or isinstance(fault, http.client.HTTPException):
+            text = f"{type(fault).__name__} {text}".rstrip()
         return Unreachable(f"cannot talk to {self.target.endpoint}: {text}{hint}")
 
 
