@@ -368,18 +368,18 @@ async def abort_multipart_upload(request: Request) -> Response:
 async def list_parts(request: Request) -> Response:
     params = request.params
     limit = page_size(params, "MaxParts", "max-parts", MAX_PAGE)
-    marker = params.get("PartNumberMarker", "0")
-    if not marker.isascii() or not marker.isdigit() or int(marker) >= 1 << 31:
+    marker = params.get("PartNumberMarker", 0)
+    if not 0 <= marker < 1 << 31:
         raise s3_error(
             "InvalidArgument",
-            "Provided part-number-marker not an integer or within integer range",
+            "Argument part-number-marker must be an integer between 0 and 2147483647",
             argument_name="part-number-marker",
             argument_value=marker,
         )
     upload = _upload(request)
     listing = await request.service.bridge.run(
         lambda: request.service.store.list_parts(
-            request.bucket, request.key, upload.upload_id, after=int(marker), max_parts=limit
+            request.bucket, request.key, upload.upload_id, after=marker, max_parts=limit
         )
     )
     owner = owner_members(request)
@@ -402,7 +402,7 @@ async def list_parts(request: Request) -> Response:
             "Key": request.key,
             "UploadId": upload.upload_id,
             "PartNumberMarker": marker,
-            "NextPartNumberMarker": str(listing.parts[-1].number) if listing.parts else None,
+            "NextPartNumberMarker": listing.parts[-1].number if listing.parts else None,
             "MaxParts": limit,
             "IsTruncated": is_truncated,
             "Parts": parts,

@@ -153,7 +153,7 @@ def _members(
     if "ChecksumMode" in params:
         if part_number is not None and info.parts_count:
             assert reader is not None
-            part = next(part for part in reader.part_sizes() if part.number == part_number)
+            part = reader.part_sizes()[part_number - 1]
             members.update(checksum_members(part.checksums, info.checksum_type))
         elif reader is None or reader.length == info.size:
             members.update(checksum_members(info.checksums, info.checksum_type))

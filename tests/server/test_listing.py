@@ -103,7 +103,7 @@ def test_more_than_a_thousand_keys_come_in_pages_of_a_thousand(server: LiveServe
 
 
 def test_a_token_of_another_kind_is_refused(server: LiveServer, s3: Any) -> None:
-    for token in ("x", "YWJj", "azE6%2F%2F!", "azE6_w=="):
+    for token in ("x", "YWJj", "azE6%2F%2F%21", "azE6_w%3D%3D"):
         assert server.request("GET", f"/bkt?list-type=2&continuation-token={token}").code == "InvalidArgument"
 
 
