@@ -90,11 +90,11 @@ class RequestReceiver:
 
     def next_head(self) -> RequestHead | None:
         """The next request head; None when more input is needed. The previous body must have been taken whole."""
-        assert self.is_body_complete, "the body comes before the next head"
         buffer, start = self._buffer, self._position
-        if buffer.startswith(
-            b"\r\n", start
-        ):  # RFC 9112 section 2.2: ignore empty lines before the request line
+        if start == len(buffer):
+            return None
+        assert self.is_body_complete, "the body comes before the next head"
+        if buffer.startswith(b"\r\n", start):  # RFC 9112 section 2.2: to be ignored before the request line
             start = self._skip_blank_lines()
         end = buffer.find(b"\r\n\r\n", max(start, self._scanned - 3))
         size = (len(buffer) if end < 0 else end + 4) - start
@@ -190,8 +190,9 @@ class RequestReceiver:
             header_list=header_list,
             content_length=content_length,
             is_chunked=is_chunked,
-            # RFC 9110 section 10.1.1: ignored under HTTP/1.0, and without a body.
-            expect_continue=expect is not None and is_11 and (is_chunked or bool(content_length)),
+            # RFC 9110 section 10.1.1: ignored under HTTP/1.0, and without a body. A body of length 0 counts: awscli
+            # announces one and waits.
+            expect_continue=expect is not None and is_11 and (is_chunked or content_length is not None),
             keep_alive=keep_alive,
             http_version="1.1" if is_11 else "1.0",
         )
@@ -217,10 +218,9 @@ class RequestReceiver:
         except KeyError:
             name = _lower_name(name_bytes)
         try:
-            value = value_bytes.decode()
+            value = value_bytes.decode().strip(" \t")
         except UnicodeDecodeError:
-            value = value_bytes.decode("latin-1")
-        value = value.strip(" \t")
+            value = _decode_value(value_bytes)
         self._header_list.append((name, value))
         headers = self._headers
         if name in headers:

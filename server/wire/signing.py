@@ -67,7 +67,9 @@ def canonical_request(
     method: str, path: str, query: str, headers: Sequence[tuple[str, str]], payload_hash: str
 ) -> str:
     """Join canonical parts. `headers` are the signed ones, lower case, in the order of SignedHeaders."""
-    lines = "".join([f"{name}:{_squeeze(value)}\n" for name, value in headers])
+    lines = "".join([f"{name}:{value}\n" for name, value in headers])
+    if "  " in lines or "\t" in lines:
+        lines = _BLANKS.sub(" ", lines)
     names = ";".join([name for name, _ in headers])
     return f"{method}\n{path}\n{query}\n{lines}\n{names}\n{payload_hash}"
 
@@ -96,10 +98,6 @@ _BLANKS: Final = re.compile(r"[ \t]+")
 
 def _encode(text: str) -> str:
     return text if _IS_PLAIN(text) else quote(text, safe="-_.~")
-
-
-def _squeeze(value: str) -> str:
-    return _BLANKS.sub(" ", value) if "  " in value or "\t" in value else value
 
 
 # -- signing, for clients ------------------------------------------------------------------------------------

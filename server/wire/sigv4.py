@@ -90,9 +90,9 @@ PayloadKind = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would cost a microsecond per request
 class PayloadPlan:
-    """What the client promised about the body, and what is needed to check it."""
+    """What the client promised about the body, and what is needed to check it. To be read only."""
 
     kind: PayloadKind
     sha256_hex: str = ""
@@ -175,10 +175,13 @@ def authenticate(
         as_sent = canonical_escaped_path(head.raw_path)
         if as_sent == canonical_path(head.path) or not _is_signed(head, claim, key, as_sent):
             raise _mismatch(head, claim)
-    identity = Identity(
-        credential.access_key, credential.owner_id, credential.display_name, is_anonymous=False
-    )
+    identity = _identity(credential.access_key, credential.owner_id, credential.display_name)
     return Verified(_AUTHENTICATOR, identity, _payload_plan(head, claim.payload_hash, claim, key))
+
+
+@lru_cache(maxsize=1024)
+def _identity(access_key: str, owner_id: str, display_name: str) -> Identity:
+    return Identity(access_key, owner_id, display_name, is_anonymous=False)
 
 
 def _is_signed(head: RequestHead, claim: _Claim, key: bytes, path: str) -> bool:
@@ -200,7 +203,7 @@ def _canonical(head: RequestHead, claim: _Claim, path: str) -> str:
 # -- claims: what a request says about its signature ---------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Claim:
     access_key: str
     day: str
@@ -209,7 +212,7 @@ class _Claim:
     terminal: str
     scope: str
     amz_date: str
-    signed_headers: tuple[str, ...]
+    signed_headers: Sequence[str]
     signature: str
     payload_hash: str
     query: Sequence[tuple[str, str]]
@@ -220,16 +223,12 @@ def _claim_of_header(head: RequestHead, header: str, now_s: float) -> _Claim:
     algorithm, _, rest = header.partition(" ")
     if algorithm != ALGORITHM:
         raise _wrong_algorithm(algorithm, header)
-    parts: dict[str, str] = {}
-    for piece in rest.split(","):
-        name, equals, value = piece.strip(" \t").partition("=")
-        if not equals or name in parts:
-            raise _malformed_header("each component is NAME=VALUE, once")
-        parts[name] = value
-    if parts.keys() != _HEADER_PARTS:
-        raise _malformed_header(
-            "the authorization header requires three components: Credential, SignedHeaders, and Signature"
-        )
+    # All before the last component stays the same as long as a client does the same kind of thing.
+    first, _, last = rest.rpartition(",")
+    access_key, day, region, service, terminal, scope, signed_headers = _parse_components(first)
+    name, _, signature = last.strip(" \t").partition("=")
+    if name != "Signature":
+        raise _missing_components()
     if "x-amz-security-token" in head.headers:
         raise _no_tokens()
     headers = head.headers
@@ -242,12 +241,6 @@ def _claim_of_header(head: RequestHead, header: str, now_s: float) -> _Claim:
     payload_hash = headers.get("x-amz-content-sha256")
     if payload_hash is None:
         raise s3_error("InvalidRequest", "Missing required header for this request: x-amz-content-sha256")
-    credential = parts["Credential"].rsplit("/", 4)
-    if len(credential) != 5 or not credential[0]:
-        raise _malformed_header(
-            'the Credential is mal-formed; expecting "<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request"'
-        )
-    access_key, day, region, service, terminal = credential
     if day != amz_date[:8]:
         raise _malformed_header(
             f'Invalid credential date "{day}". This date is not the same as X-Amz-Date: "{amz_date[:8]}"'
@@ -260,12 +253,37 @@ def _claim_of_header(head: RequestHead, header: str, now_s: float) -> _Claim:
             MaxAllowedSkewMilliseconds=MAX_SKEW_S * 1000,
         )
     return _Claim(
-        access_key, day, region, service, terminal, f"{day}/{region}/{service}/{terminal}", amz_date,
-        _split_signed_headers(parts["SignedHeaders"]), parts["Signature"], payload_hash, head.query, is_presigned=False,
+        access_key, day, region, service, terminal, scope, amz_date, signed_headers, signature, payload_hash,
+        head.query, False,
     )  # fmt: skip
 
 
-_HEADER_PARTS: Final = {"Credential", "SignedHeaders", "Signature"}
+@lru_cache(maxsize=1024)
+def _parse_components(text: str) -> tuple[str, str, str, str, str, str, Sequence[str]]:
+    """Access key, day, region, service, terminal, scope and signed headers of "Credential=..., SignedHeaders=..."."""
+    parts: dict[str, str] = {}
+    for piece in text.split(","):
+        name, equals, value = piece.strip(" \t").partition("=")
+        if not equals or name in parts:
+            raise _missing_components()
+        parts[name] = value
+    if parts.keys() != {"Credential", "SignedHeaders"}:
+        raise _missing_components()
+    credential = parts["Credential"].rsplit("/", 4)
+    if len(credential) != 5 or not credential[0]:
+        raise _malformed_header(
+            'the Credential is mal-formed; expecting "<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request"'
+        )
+    access_key, *scope = credential
+    return (
+        access_key,
+        scope[0],
+        scope[1],
+        scope[2],
+        scope[3],
+        "/".join(scope),
+        _split_signed_headers(parts["SignedHeaders"]),
+    )
 
 
 def _claim_of_query(head: RequestHead, parameters: dict[str, str], now_s: float) -> _Claim:
@@ -383,7 +401,7 @@ def _check_signed_headers(head: RequestHead, claim: _Claim) -> None:
         if claim.is_presigned:
             raise _bad_query("X-Amz-SignedHeaders must name host, and separate names by semicolons.")
         raise _malformed_header("SignedHeaders must name host, and separate names by semicolons")
-    unsigned = [name for name in head.headers if name.startswith("x-amz-") and name not in signed]
+    unsigned = [name for name in head.headers if name[:6] == "x-amz-" and name not in signed]
     if claim.is_presigned and "x-amz-content-sha256" in unsigned:
         unsigned.remove("x-amz-content-sha256")  # its value is signed in another place, see _claim_of_query
         if head.headers["x-amz-content-sha256"] != claim.payload_hash:
@@ -536,6 +554,12 @@ def _wrong_algorithm(algorithm: str, header: str) -> S3Error:
         "Unsupported Authorization Type",
         ArgumentName="Authorization",
         ArgumentValue=header,
+    )
+
+
+def _missing_components() -> S3Error:
+    return _malformed_header(
+        "the authorization header requires three components: Credential, SignedHeaders, and Signature"
     )
 
 

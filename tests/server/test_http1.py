@@ -122,7 +122,10 @@ def test_http_1_0_needs_no_host_and_cannot_expect_continue() -> None:
 
 def test_expect_continue_without_a_body_is_ignored() -> None:
     assert not parse(get("Expect: 100-continue")).expect_continue
-    assert not parse(get("Expect: 100-continue", "Content-Length: 0")).expect_continue
+
+
+def test_expect_continue_with_an_empty_body_is_met_because_awscli_relies_on_it() -> None:
+    assert parse(get("Expect: 100-continue", "Content-Length: 0")).expect_continue
 
 
 def test_the_authority_of_an_absolute_target_replaces_the_host_header() -> None:
