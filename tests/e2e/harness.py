@@ -100,8 +100,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=clean_environment()
-                | {"CORDWOOD_ACCESS_KEY": ACCESS_KEY, "CORDWOOD_SECRET_KEY": SECRET_KEY},
+                env=server_environment(self),
                 start_new_session=True,
             )
         self.wait_until_it_answers(timeout_s)
