@@ -19,6 +19,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,8 @@ from cordwood.server.config import Address, Credential, Settings
 from cordwood.server.conn import Limits, serve_connection
 from cordwood.server.keyfile import KeyFile
 from cordwood.server.supervisor import Child, Role, StartError, Supervisor, hold_port
+from cordwood.server.wire.errors import S3Error
+from cordwood.server.wire.message import App, Body, PeerInfo, RequestHead, Response
 
 __all__ = ["Running", "StartError", "serve"]
 
@@ -137,7 +140,9 @@ async def _serve(
     child: Child,
     listener: socket.socket,
 ) -> None:
-    app = build_app(store, settings, credentials)
+    app: App = build_app(store, settings, credentials)
+    if settings.access_log:
+        app = _with_access_log(app)
     limits = Limits(
         head_timeout_s=settings.head_timeout,
         body_timeout_s=settings.body_timeout,
@@ -168,6 +173,28 @@ async def _serve(
             # Nobody new; those inside may finish, within the bound.
             connections.cancel_scope.deadline = trio.current_time() + settings.stop_timeout
         watchers.cancel_scope.cancel()
+
+
+def _with_access_log(app: App) -> App:
+    """One line per request, when its answer is decided. The query stays out: in presigned URLs it is a credential."""
+    access = logging.getLogger("cordwood.access")
+
+    async def logged(head: RequestHead, body: Body, peer: PeerInfo) -> Response:
+        began_s = time.perf_counter()
+        status = 500
+        try:
+            response = await app(head, body, peer)
+            status = response.status
+            return response
+        except S3Error as error:
+            status = error.status
+            raise
+        finally:
+            took_ms = (time.perf_counter() - began_s) * 1000
+            path = head.raw_path.decode("latin-1")
+            access.info("%s %s %s %d %.1f ms", peer.address, head.method, path, status, took_ms)
+
+    return logged
 
 
 async def _accept_until_stopped(
