@@ -69,6 +69,9 @@ class Applier:
         self._counting = counting
         self._live: dict[int, int] = {}
         self._oldest_dead: dict[int, int] = {}
+        # Chunk lists of this transaction's own records, which may not be in their volume yet: an object can be put and
+        # replaced in one batch.
+        self._manifests: dict[Place, Manifest] = {}
         self._by_type: dict[int, Callable[..., None]] = {
             RecordType.OBJECT: self._apply_object,
             RecordType.DELETE: self._apply_delete,
@@ -80,6 +83,10 @@ class Applier:
 
     def apply(self, type_: int, clock: int, place: Place, head: Any, manifest: Manifest | None) -> None:
         """One record. `manifest` is the body of a chunked object or part (not needed when not counting)."""
+        if manifest is not None:
+            self._manifests[place] = manifest
+        if manifest is not None:
+            self._manifests[place] = manifest
         self._by_type[type_](clock, place, head, manifest)
 
     def finish(self, watermarks: dict[int, VolumeRow]) -> None:
@@ -151,7 +158,7 @@ class Applier:
         if not self._counting:
             return
         try:
-            manifest = self._read_manifest(place)
+            manifest = self._manifests.get(place) or self._read_manifest(place)
         except Corrupt as error:
             # The chunks stay counted: space that fsck gives back, never data that is lost.
             _log.warning("chunk references of a removed object were kept: %s", error)

@@ -512,10 +512,7 @@ class Store:
         raw = lookup_key(key)
 
         def attempt() -> ObjectInfo:
-            try:
-                about = self.head_upload(bucket, key, upload_id)
-            except UploadNotFound:
-                return self._completed_before(bucket, key, upload_id)
+            about = self.head_upload(bucket, key, upload_id)
             description = Description(
                 about.headers,
                 about.metadata,
@@ -532,7 +529,10 @@ class Store:
             )
             return self._execute(operation)
 
-        return _retrying(attempt)
+        try:
+            return _retrying(attempt)
+        except UploadNotFound:  # or another call has completed it, earlier or this very moment
+            return self._completed_before(bucket, key, upload_id)
 
     def abort_upload(self, bucket: str, key: str, upload_id: str) -> None:
         """Ends an upload and forgets its parts. UploadNotFound."""
