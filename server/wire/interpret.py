@@ -70,6 +70,8 @@ def _read_one(
     params: Params, member: str, wire_name: str, kind: str, text: str, refused: Collection[str]
 ) -> None:
     if member in refused:
+        if kind == "boolean" and text.strip().lower() == "false":
+            return  # a switch that is off asks for nothing; rclone says so with every bucket it makes
         raise s3_error("NotImplemented", header=wire_name)
     if kind == "string" or member in _VERBATIM:
         params[member] = text
