@@ -85,8 +85,6 @@ class Applier:
         """One record. `manifest` is the body of a chunked object or part (not needed when not counting)."""
         if manifest is not None:
             self._manifests[place] = manifest
-        if manifest is not None:
-            self._manifests[place] = manifest
         self._by_type[type_](clock, place, head, manifest)
 
     def finish(self, watermarks: dict[int, VolumeRow]) -> None:
