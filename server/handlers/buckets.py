@@ -15,10 +15,10 @@ import re
 from typing import Any, Final
 
 from cordwood.engine import errors as engine_errors
-from cordwood.server.handlers.ingest import receive_document
+from cordwood.server.handlers.ingest import receive_structure
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.errors import s3_error
-from cordwood.server.wire.interpret import read_document, respond
+from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
 from cordwood.server.wire.xml import DECLARATION, NAMESPACE, leaf
 
@@ -116,7 +116,7 @@ async def create_bucket(request: Request) -> Response:
         raise s3_error("NotImplemented", header="x-amz-acl")
     if params.get("ObjectOwnership", "BucketOwnerEnforced") != "BucketOwnerEnforced":
         raise s3_error("NotImplemented", header="x-amz-object-ownership")
-    configuration = read_document(request.operation, await receive_document(request))
+    configuration = await receive_structure(request)
     _check_location(configuration.get("LocationConstraint"), request.service.region)
     for member in ("Location", "Bucket", "Tags"):
         if member in configuration:

@@ -12,10 +12,10 @@ from cordwood.engine import Conditions, DeleteResult
 from cordwood.engine import errors as engine_errors
 from cordwood.server.handlers.conditions import etags, version_text
 from cordwood.server.handlers.failures import translate
-from cordwood.server.handlers.ingest import receive_document
+from cordwood.server.handlers.ingest import receive_structure
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.errors import S3Error, s3_error
-from cordwood.server.wire.interpret import read_document, respond
+from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
 from cordwood.server.wire.route import check_key
 from cordwood.server.wire.xml import malformed
@@ -63,7 +63,7 @@ def _outcome(result: DeleteResult) -> dict[str, Any]:
 
 @handles("DeleteObjects", "Delete", ignores="BypassGovernanceRetention", has_body=True)
 async def delete_objects(request: Request) -> Response:
-    delete = read_document(request.operation, await receive_document(request, must_have_digest=True))
+    delete = await receive_structure(request, must_have_digest=True)
     entries = delete["Objects"]
     if not entries or len(entries) > MAX_KEYS:
         raise malformed(f"a request may name 1 to {MAX_KEYS} keys")

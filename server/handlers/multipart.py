@@ -38,13 +38,13 @@ from cordwood.server.handlers.ingest import (
     check_digest,
     ingest,
     integrity,
-    receive_document,
+    receive_structure,
 )
 from cordwood.server.handlers.listing import encoder, page_size
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.checksums import combine, composite
 from cordwood.server.wire.errors import s3_error
-from cordwood.server.wire.interpret import read_document, respond
+from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
 from cordwood.server.wire.xml import malformed
 
@@ -227,7 +227,7 @@ _PART_CHECKSUMS: Final = {f"Checksum{algorithm}": algorithm for algorithm in ALG
 )
 async def complete_multipart_upload(request: Request) -> Response:
     conditions = write_conditions(request.params)
-    document = read_document(request.operation, await receive_document(request, is_object_checksum=True))
+    document = await receive_structure(request, is_object_checksum=True)
     parts = document.get("Parts")
     if not parts:
         raise malformed("a completed upload needs at least one part")
