@@ -118,6 +118,13 @@ class Server:
             time.sleep(0.05)
         raise AssertionError(f"the server did not answer within {timeout_s} s:\n{self.log_tail()}")
 
+    def wait_until_it_says(self, text: str, timeout_s: float = 30) -> None:
+        """One worker may answer a little before all do and the banner is printed."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self.log.read_text(errors="replace"):
+            assert time.monotonic() < deadline, f"not said within {timeout_s} s: {text!r}\n{self.log_tail()}"
+            time.sleep(0.05)
+
     def processes(self) -> list[int]:
         assert self.process is not None
         return [self.process.pid, *descendants(self.process.pid)]

@@ -94,6 +94,7 @@ def test_a_second_start_keeps_the_key_pair_and_does_not_print_the_secret_again(t
             )
         try:
             server.wait_until_it_answers()
+            server.wait_until_it_says("listening on")
             text = (server.directory / "credentials").read_text()
             secrets.append(text.split("aws_secret_access_key = ")[1].split()[0])
             assert server.stop() == 0
