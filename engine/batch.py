@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cordwood.engine.core import Core
+from cordwood.engine.errors import InvalidState
 from cordwood.engine.model import Conditions, encode_key, lookup_key
 from cordwood.engine.operations import DeleteObject, PutObject, Together
 from cordwood.engine.writer import Data, ObjectWriter, describe, fill
@@ -21,6 +22,7 @@ class Batch:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._operations: list[PutObject | DeleteObject] = []
+        self._ended = False
 
     def put(
         self,
@@ -33,6 +35,7 @@ class Batch:
         conditions: Conditions | None = None,
     ) -> None:
         """Adds an object. A large one is written to the volume now, but appears with the others."""
+        self._check()
         writer = ObjectWriter(
             self._core, bucket, encode_key(key), describe(headers, metadata, "STANDARD", None)
         )
@@ -41,6 +44,7 @@ class Batch:
 
     def delete(self, bucket: str, key: str, *, conditions: Conditions | None = None) -> None:
         """Adds a delete."""
+        self._check()
         self._operations.append(DeleteObject(bucket, lookup_key(key), None, conditions))
 
     def commit(self) -> None:
@@ -48,3 +52,11 @@ class Batch:
         operations, self._operations = self._operations, []
         if operations:
             self._core.writing()[1].execute(Together(list(operations)))
+
+    def end(self) -> None:
+        """Nothing can be added from now on: it would never be committed."""
+        self._ended = True
+
+    def _check(self) -> None:
+        if self._ended:
+            raise InvalidState("the batch has ended; begin another one")

@@ -298,8 +298,11 @@ class Store:
         """Many puts and deletes as one: `with store.batch() as b: b.put(...)`. All happen at the end, or none."""
         self._check_open()
         batch = Batch(self._core)
-        yield batch
-        batch.commit()
+        try:
+            yield batch
+            batch.commit()
+        finally:
+            batch.end()
 
     # --- reading objects --------------------------------------------------------------------------------------
 
