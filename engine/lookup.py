@@ -4,13 +4,14 @@ Must not know: how bytes of large objects are fetched (reader.py), anything abou
 
 Invariants:
 * Preconditions are evaluated on the index row, before a record is read.
-* The record that is read must be the one the index meant: its type and clock are compared, its CRCs checked.
+* The record that is read must be the one the index meant: its type, clock and name are compared, its CRCs checked.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from cordwood.engine import namespace
 from cordwood.engine.clock import milliseconds
 from cordwood.engine.core import MOVED_RETRIES, Core, Moved
 from cordwood.engine.errors import (
@@ -27,7 +28,7 @@ from cordwood.engine.errors import (
 from cordwood.engine.format import Layout, Manifest, ObjectHead, RecordType, decode_head
 from cordwood.engine.index import ObjectRow, RowFlag
 from cordwood.engine.model import Conditions, ObjectInfo, lookup_key, version_clock, version_id_of
-from cordwood.engine.operations import current_row, find_version, object_info, require_bucket, row_etag
+from cordwood.engine.operations import find_version, object_info, require_bucket, row_etag
 from cordwood.engine.reader import ObjectReader
 
 Range = tuple[int | None, int | None]
@@ -78,13 +79,13 @@ def find(
     """Looks a version up and reads its record; the errors are those of `Store.get`."""
     raw = lookup_key(key)
     for _ in range(MOVED_RETRIES):
-        row, is_latest = _find_row(core, bucket, raw, key, version_id)
+        row, is_latest, place = _find_row(core, bucket, raw, key, version_id)
         if row.flags & RowFlag.MARKER:
             marker = version_id_of(row.clock, is_null=bool(row.flags & RowFlag.NULL))
             raise DeleteMarkerFound(bucket, key, marker, is_latest=is_latest)
         is_modified = conditions is None or _check_read(conditions, row, bucket, key)
         try:
-            head, body = _read_object(core, row, want_body=want_body and is_modified, wait=wait)
+            head, body = _read_object(core, row, place, want_body=want_body and is_modified, wait=wait)
         except Moved:
             continue
         info = object_info(bucket, key, head, row.clock, is_latest=is_latest)
@@ -96,21 +97,24 @@ def find(
 
 def _find_row(
     core: Core, bucket: str, raw: bytes, key: str, version_id: str | None
-) -> tuple[ObjectRow, bool]:
+) -> tuple[ObjectRow, bool, tuple[int, bytes]]:
+    """The version's row, whether it is the newest, and the directory and name that its record must have."""
     with core.index.read() as txn:
-        newest = current_row(txn, require_bucket(txn, bucket).head.bucket, raw)
+        place = namespace.resolve(txn, require_bucket(txn, bucket).head.bucket, raw)
+        packed = namespace.get_entry(txn, *place) if place is not None else None
+        newest = ObjectRow.unpack(packed) if packed is not None else None
         if version_id is None:
-            if newest is None:
+            if newest is None or place is None:
                 raise KeyNotFound(bucket, key)
-            return newest, True
+            return newest, True, place
         row = find_version(txn, newest, version_clock(version_id))
-        if row is None or newest is None:
+        if row is None or newest is None or place is None:
             raise VersionNotFound(bucket, key, version_id)
-        return row, row.clock == newest.clock
+        return row, row.clock == newest.clock, place
 
 
 def _read_object(
-    core: Core, row: ObjectRow, *, want_body: bool, wait: bool
+    core: Core, row: ObjectRow, expected: tuple[int, bytes], *, want_body: bool, wait: bool
 ) -> tuple[ObjectHead, bytes | None]:
     file = core.volume(row.volume)
     place = row.place
@@ -125,6 +129,10 @@ def _read_object(
     if header.type != RecordType.OBJECT or header.clock != row.clock:
         raise Corrupt(f"{where}: another record stands where the index expects an object")
     head: ObjectHead = decode_head(header.type, head_bytes, where)
+    if (head.directory, head.name) != expected:
+        raise Corrupt(
+            f"{where}: another record stands where the index expects an object: the index is damaged"
+        )
     return head, body
 
 
