@@ -208,12 +208,17 @@ class Committer:
         self._thread = threading.Thread(target=self._run, name="cordwood-commit", daemon=True)
         self._thread.start()
 
-    def submit(self, operation: Operation[T]) -> Pending[T]:
-        """Queues an operation for the commit thread."""
+    def submit(self, operation: Operation[T], *, wake: bool = True) -> Pending[T]:
+        """Queues an operation for the commit thread. With `wake` false it may wait until the next `wake`."""
         pending: Pending[T] = Pending()
         self._enqueue(operation, pending)
-        self._wake.release()
+        if wake:
+            self._wake.release()
         return pending
+
+    def wake(self) -> None:
+        """Lets the commit thread take what was submitted without waking it."""
+        self._wake.release()
 
     def execute(self, operation: Operation[T]) -> T:
         """Commits an operation and waits: on this thread if no batch is under way, else with the next one."""
@@ -273,12 +278,14 @@ class Committer:
                     pending.complete(None, error)
             if freeing and len(freeing) < len(batch):
                 self._commit_batch(freeing)
-        except Exception as error:
+        except BaseException as error:
             if not isinstance(error, CordwoodError):
                 _log.exception("a batch failed")
-                self._health.fail(f"a commit failed unexpectedly: {error!r}")
+                self._health.fail(f"a commit failed unexpectedly: {error!r}; reopen the store to recover")
             for _, pending in batch:
                 pending.complete(None, error)
+            if not isinstance(error, Exception):
+                raise  # an interrupt of the thread that happened to commit for the others
         else:
             for (_, pending), (value, refused) in zip(batch, outcomes, strict=True):
                 pending.complete(value, refused)

@@ -234,9 +234,22 @@ class Store:
         return self._execute(DeleteObject(bucket, lookup_key(key), version_id, conditions))
 
     def delete_async(
-        self, bucket: str, key: str, *, version_id: str | None = None, conditions: Conditions | None = None
+        self,
+        bucket: str,
+        key: str,
+        *,
+        version_id: str | None = None,
+        conditions: Conditions | None = None,
+        wake: bool = True,
     ) -> Pending[DeleteResult]:
-        return self._committer().submit(DeleteObject(bucket, lookup_key(key), version_id, conditions))
+        """Like `delete` without waiting. `wake` as in `ObjectWriter.commit_async`."""
+        operation = DeleteObject(bucket, lookup_key(key), version_id, conditions)
+        return self._committer().submit(operation, wake=wake)
+
+    def start_commits(self) -> None:
+        """Lets what was handed over with `wake=False` be committed, together."""
+        if self._core.committer is not None:
+            self._core.committer.wake()
 
     def delete_many(
         self, bucket: str, deletes: Sequence[tuple[str, str | None, Conditions | None]]

@@ -179,10 +179,14 @@ class ObjectWriter(ContentWriter):
         conditions: Conditions | None = None,
         checksums: Mapping[str, str] | None = None,
         checksum_type: str = "",
+        wake: bool = True,
     ) -> Pending[ObjectInfo]:
-        """Like `commit` without waiting. Call `flush` before, unless `size <= inline_max`."""
+        """Like `commit` without waiting. Call `flush` before, unless `size <= inline_max`.
+
+        With `wake` false the commit starts at the next `Store.start_commits`, so that many go together.
+        """
         _, committer = self._core.writing()
-        return committer.submit(self.operation(conditions, checksums, checksum_type))
+        return committer.submit(self.operation(conditions, checksums, checksum_type), wake=wake)
 
     def operation(
         self, conditions: Conditions | None, checksums: Mapping[str, str] | None, checksum_type: str
@@ -211,10 +215,12 @@ class PartWriter(ContentWriter):
         _, committer = self._core.writing()
         return committer.execute(self._operation(checksums, md5))
 
-    def commit_async(self, *, checksums: Mapping[str, str] | None = None) -> Pending[PartInfo]:
-        """Like `commit` without waiting. Call `flush` before."""
+    def commit_async(
+        self, *, checksums: Mapping[str, str] | None = None, wake: bool = True
+    ) -> Pending[PartInfo]:
+        """Like `commit` without waiting. Call `flush` before. `wake` as in `ObjectWriter.commit_async`."""
         _, committer = self._core.writing()
-        return committer.submit(self._operation(checksums, None))
+        return committer.submit(self._operation(checksums, None), wake=wake)
 
     def _operation(self, checksums: Mapping[str, str] | None, md5: bytes | None) -> PutPart:
         content = self._content(md5)

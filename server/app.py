@@ -70,7 +70,7 @@ class Application:
         self._is_open = is_open
         # With one owner everything is his, also what he made under an earlier key pair.
         self._has_owners = len({credential.owner_id for credential in credentials}) > 1
-        self._service = Service(store, Bridge(), region, self.authorise, self.owns)
+        self._service = Service(store, Bridge(store.start_commits), region, self.authorise, self.owns)
 
     async def __call__(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response:
         verified = authenticate(head, secret_for=self._secret_for, region=self._region, now_s=time.time())

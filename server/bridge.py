@@ -5,6 +5,7 @@ Invariants:
 * Nothing that may block runs on the loop: `submit` and `run` hand it to one of at most `threads` worker threads.
 * A commit that finishes in the engine's own thread wakes the loop once, however many requests it finishes: the first
   finished future schedules one drain, the others only join the queue.
+* Commits that begin in one pass of the loop go to the engine together: `committed` wakes its thread once, behind them.
 * A cancelled waiter leaves the future alone: what was submitted is decided by the engine, not by the client's
   patience. `run` is not cancellable at all, so nothing that it touches is used by two threads.
 
@@ -31,7 +32,10 @@ Ts = TypeVarTuple("Ts")
 class Bridge:
     """Made inside a running trio loop, one per worker process."""
 
-    def __init__(self, threads: int = 16) -> None:
+    def __init__(self, start_commits: Callable[[], None] = lambda: None, threads: int = 16) -> None:
+        self._start_commits = start_commits
+        self._starter: trio.lowlevel.Task | None = None
+        trio.lowlevel.spawn_system_task(self._start_commits_behind)
         self._pool = ThreadPoolExecutor(threads, "cordwood-bridge")
         self._token = trio.lowlevel.current_trio_token()
         self._finished: deque[_Waiter] = deque()
@@ -54,6 +58,25 @@ class Bridge:
                 await self.wait(future)
             except Exception:
                 return
+
+    async def committed(self, future: Pending[T]) -> T:
+        """The outcome of a commit that was begun with `wake=False`."""
+        starter, self._starter = self._starter, None
+        if starter is not None:
+            trio.lowlevel.reschedule(starter)
+        return await self.wait(future)
+
+    async def _start_commits_behind(self) -> None:
+        """Runs one pass of the loop after the first commit of a pass, so behind those that came with it."""
+
+        def abort(_: Callable[[], None]) -> trio.lowlevel.Abort:
+            self._starter = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        while True:
+            self._starter = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(abort)
+            self._start_commits()
 
     async def wait(self, future: Pending[T] | Future[T]) -> T:
         """The result of what another thread completes."""

@@ -35,9 +35,9 @@ async def delete_object(request: Request) -> Response:
         params.get("IfMatch"), params.get("IfMatchLastModifiedTime"), params.get("IfMatchSize")
     )
     future = request.service.store.delete_async(
-        request.bucket, request.key, version_id=version_text(params), conditions=conditions
+        request.bucket, request.key, version_id=version_text(params), conditions=conditions, wake=False
     )
-    result = await request.service.bridge.wait(future)
+    result = await request.service.bridge.committed(future)
     return respond(request.operation, _outcome(result))
 
 

@@ -140,11 +140,11 @@ async def upload_part(request: Request) -> Response:
     bridge = request.service.bridge
     try:
         await bridge.run(writer.flush)
-        future = writer.commit_async(checksums=computed)
+        future = writer.commit_async(checksums=computed, wake=False)
     except BaseException:
         writer.abort()
         raise
-    part = await bridge.wait(future)
+    part = await bridge.committed(future)
     named = checks.algorithm or wanted
     return respond(request.operation, {"ETag": f'"{part.etag}"', f"Checksum{named}": computed[named]})
 

@@ -41,11 +41,13 @@ async def put_object(request: Request) -> Response:
     try:
         if writer.size > writer.inline_max:
             await bridge.run(writer.flush)
-        future = writer.commit_async(conditions=conditions, checksums=checksums, checksum_type=FULL_OBJECT)
+        future = writer.commit_async(
+            conditions=conditions, checksums=checksums, checksum_type=FULL_OBJECT, wake=False
+        )
     except BaseException:
         writer.abort()
         raise
-    info = await bridge.wait(future)
+    info = await bridge.committed(future)
     members = {"ETag": f'"{info.etag}"', **checksum_members(info.checksums, info.checksum_type)}
     if request.has_versioning:
         members["VersionId"] = info.version_id
