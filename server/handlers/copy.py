@@ -33,6 +33,9 @@ SOURCE_CONDITIONS: Final = (
 )
 
 
+_REDIRECT: Final = "x-amz-website-redirect-location"
+
+
 class Source:
     """A parsed x-amz-copy-source."""
 
@@ -100,16 +103,15 @@ async def copy_object(request: Request) -> Response:
     described = params.get("MetadataDirective", "COPY") == "REPLACE"
     if (source.bucket, source.key) == (request.bucket, request.key) and source.version_id is None:
         _check_self_copy(params, described)
-    info = await request.service.bridge.run(_copy, store, request, source, described)
+    info, copied_version = await request.service.bridge.run(
+        _copy, store, request, source, described, is_source_versioned
+    )
     result = {
         "ETag": f'"{info.etag}"',
         "LastModified": info.modified_ms,
         **checksum_members(info.checksums, info.checksum_type),
     }
-    members: dict[str, Any] = {"CopyObjectResult": result}
-    if is_source_versioned:
-        # Without a version in the request the current one was copied; only the engine could tell which.
-        members["CopySourceVersionId"] = source.version_id
+    members: dict[str, Any] = {"CopyObjectResult": result, "CopySourceVersionId": copied_version}
     if request.has_versioning:
         members["VersionId"] = info.version_id
     return respond(request.operation, members)
@@ -124,26 +126,30 @@ def _check_self_copy(params: dict[str, Any], described: bool) -> None:
         )
 
 
-def _copy(store: Store, request: Request, source: Source, described: bool) -> ObjectInfo:
+def _copy(
+    store: Store, request: Request, source: Source, described: bool, is_source_versioned: bool
+) -> tuple[ObjectInfo, str | None]:
+    """The copy, and which version was copied where versions are kept."""
     params = request.params
     original = store.head(source.bucket, source.key, version_id=source.version_id)
+    if is_source_versioned:
+        # From here on it is this version, whatever becomes the current one meanwhile.
+        source = Source(source.bucket, source.key, original.version_id)
+    headers: dict[str, str] | None = None
     if described:
-        headers: dict[str, str] = system_headers(params)
-        metadata = user_metadata(params)
-    else:
-        headers = dict(original.headers)
-        metadata = dict(original.metadata)
-        # The redirect is never copied; it belongs to the page, not to the object (as AWS).
-        headers.pop("x-amz-website-redirect-location", None)
-        if params.get("WebsiteRedirectLocation"):
-            redirect = system_headers({"WebsiteRedirectLocation": params["WebsiteRedirectLocation"]})
-            headers["x-amz-website-redirect-location"] = redirect["x-amz-website-redirect-location"]
+        headers = system_headers(params)
+    elif "WebsiteRedirectLocation" in params or _REDIRECT in original.headers:
+        # The redirect is never copied: it belongs to the page, not to the object (as AWS).
+        headers = {name: value for name, value in original.headers.items() if name != _REDIRECT}
+        redirect = system_headers({"WebsiteRedirectLocation": params.get("WebsiteRedirectLocation")})
+        if _REDIRECT in redirect:
+            headers[_REDIRECT] = redirect[_REDIRECT]
     checksums = checksum_type = None
     algorithm = params.get("ChecksumAlgorithm")
     if algorithm is not None and algorithm not in original.checksums:
         checksums = {algorithm: checksum_of(store, source, algorithm, original.etag)}
         checksum_type = "FULL_OBJECT"
-    return store.copy(
+    info = store.copy(
         source.bucket,
         source.key,
         request.bucket,
@@ -152,11 +158,12 @@ def _copy(store: Store, request: Request, source: Source, described: bool) -> Ob
         src_conditions=source_conditions(params),
         conditions=write_conditions(params),
         headers=headers,
-        metadata=metadata,
+        metadata=user_metadata(params) if described else None,
         checksums=checksums,
         checksum_type=checksum_type,
         storage_class=storage_class(params),
     )
+    return info, source.version_id if is_source_versioned else None
 
 
 def checksum_of(
