@@ -220,7 +220,7 @@ def _identify(fs: FileSystem, directory: Path, options: Options) -> Identity:
                 "store": identity.store.hex(),
                 "node": f"{identity.node:016x}",
             }
-            fs.sync_directory(directory / VOLUMES_NAME)
+            fs.sync_directory(directory)  # FORMAT promises that volumes/ is there
             fs.publish(directory / FORMAT_NAME, json.dumps(content, indent=1).encode() + b"\n")
             fs.sync_directory(directory.parent)
     return identity
