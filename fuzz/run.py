@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,8 +34,11 @@ def main() -> int:
         return mutate(importlib.import_module(f"fuzz.{name}").one, corpus, seconds)
     with atheris.instrument_imports(include=["cordwood", "fuzz"]):
         one = importlib.import_module(f"fuzz.{name}").one
-    atheris.Setup([name, f"-max_total_time={seconds:.0f}", str(corpus)], keeping(one, corpus))
-    atheris.Fuzz()
+    # What atheris finds interesting on its way goes to the first folder and is forgotten.
+    with tempfile.TemporaryDirectory() as found:
+        arguments = [name, f"-max_total_time={seconds:.0f}", f"-artifact_prefix={found}/", found, str(corpus)]
+        atheris.Setup(arguments, keeping(one, corpus))
+        atheris.Fuzz()
     return 0
 
 
