@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cordwood.engine import Store, errors
+from cordwood.engine import Store, UploadInfo, errors
 from cordwood.engine.format import HEADER_SIZE, RecordType
 from tests.engine.support import check_accounts, check_rebuilt, count_types, flip, noise, records_of, small
 
@@ -193,9 +193,9 @@ def bytes_of(name: str) -> bytes:
     return PAYLOADS[int(name.removeprefix("payload "))]
 
 
-def step(store: Store, upload: object, event: tuple[str, object, object]) -> object:
+def step(store: Store, upload: UploadInfo, event: tuple[str, object, object]) -> UploadInfo:
     what, one, two = event
-    upload_id, key = upload.upload_id, upload.key  # type: ignore[attr-defined]
+    upload_id, key = upload.upload_id, upload.key
     match event:
         case ("put", str(name), str(payload)):
             store.put("wood", name, bytes_of(payload))
