@@ -40,7 +40,7 @@ def value_of(algorithm: str, data: bytes) -> str:
         ("XXHASH128", b"", "99aa06d3014798d86001c324468d497f"),
     ],
 )
-def test_known_values(algorithm: str, data: bytes, hexadecimal: str) -> None:
+def test_each_algorithm_gives_its_published_value(algorithm: str, data: bytes, hexadecimal: str) -> None:
     assert b64decode(value_of(algorithm, data)).hex() == hexadecimal
 
 
