@@ -19,7 +19,9 @@ if __name__ != "cordwood.engine":
 from cordwood.engine import errors
 from cordwood.engine.batch import Batch
 from cordwood.engine.commit import Pending
+from cordwood.engine.compactor import CompactionPolicy, CompactionReport
 from cordwood.engine.errors import CordwoodError
+from cordwood.engine.maintenance import Maintenance, compact
 from cordwood.engine.model import (
     BucketInfo,
     Conditions,
@@ -42,10 +44,13 @@ from cordwood.engine.writer import ObjectWriter, PartWriter
 __all__ = [
     "Batch",
     "BucketInfo",
+    "CompactionPolicy",
+    "CompactionReport",
     "Conditions",
     "CordwoodError",
     "DeleteResult",
     "Listing",
+    "Maintenance",
     "ObjectEntry",
     "ObjectInfo",
     "ObjectReader",
@@ -60,6 +65,7 @@ __all__ = [
     "UploadListing",
     "VersionListing",
     "check_bucket_name",
+    "compact",
     "errors",
     "rebuild",
 ]

@@ -475,6 +475,19 @@ class Index:
         except lmdb.Error as error:
             raise translate(error, self._directory) from error
 
+    def copy_to(self, directory: Path) -> None:
+        """Writes a copy without free pages into a new directory, synced."""
+        self._fs.make_directory(directory)
+        try:
+            self._env.copy(str(directory), compact=True)
+        except lmdb.Error as error:
+            raise translate(error, directory) from error
+        fd = self._fs.open_write(directory / "data.mdb")
+        try:
+            self._fs.datasync(fd)
+        finally:
+            self._fs.close(fd)
+
     def reclaim_readers(self) -> int:
         """Frees reader slots of processes that died; returns how many."""
         return int(self._env.reader_check())

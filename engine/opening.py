@@ -348,6 +348,11 @@ def replace_index(fs: FileSystem, directory: Path, volumes: Volumes, store: byte
     if fs.is_directory(fresh):
         fs.remove_tree(fresh)
     rebuild_index(fs, fresh, volumes, store, map_size=map_size)
+    _swap_index(fs, directory)
+
+
+def _swap_index(fs: FileSystem, directory: Path) -> None:
+    fresh = directory / _NEW_INDEX_NAME
     fs.sync_directory(fresh)
     current = directory / INDEX_NAME
     old = directory / _OLD_INDEX_NAME
@@ -374,6 +379,30 @@ def rebuild(path: str | os.PathLike[str], *, fs: FileSystem = REAL, map_size: in
             volumes = Volumes(fs, directory / VOLUMES_NAME, identity.store, identity.node)
             replace_index(fs, directory, volumes, identity.store, map_size=map_size)
             volumes.close()
+        finally:
+            fs.close(lock)
+    finally:
+        _forget_open(directory)
+
+
+def shrink_index(
+    path: str | os.PathLike[str], *, fs: FileSystem = REAL, map_size: int = DEFAULT_MAP_SIZE
+) -> None:
+    """Rewrites the index without its free pages, and swaps it in. Needs the store alone: Busy otherwise."""
+    directory = Path(path).absolute()
+    _remember_open(directory)
+    try:
+        lock = take_lock(fs, directory, shared=False)
+        try:
+            fresh = directory / _NEW_INDEX_NAME
+            if fs.is_directory(fresh):
+                fs.remove_tree(fresh)
+            index = Index(fs, directory / INDEX_NAME, map_size=map_size, sync=True, read_only=False)
+            try:
+                index.copy_to(fresh)
+            finally:
+                index.close()
+            _swap_index(fs, directory)
         finally:
             fs.close(lock)
     finally:

@@ -110,6 +110,14 @@ class VolumeFile:
             raise Corrupt(f"{self.where(offset)}: {length} bytes expected, the file ends after {len(data)}")
         return data
 
+    def read_up_to(self, offset: int, length: int) -> bytes:
+        """Up to `length` bytes; fewer at the end of the file."""
+        return self._fs.read(self.fd, length, offset)
+
+    def drop_cached(self) -> None:
+        """The next read comes from the disk, not from memory, where the kernel allows it."""
+        self._fs.drop_cached(self.fd)
+
     def read_cached(self, offset: int, length: int) -> bytes | None:
         return self._fs.read_cached(self.fd, length, offset)
 
