@@ -328,6 +328,7 @@ def _survey(file: VolumeFile, txn: Txn) -> _Survey:
     position = SUPERBLOCK_SIZE
     durable = SUPERBLOCK_SIZE
     sealed = False
+    chunks: list[tuple[bytes, ChunkRow]] = []
     while True:
         start = position
         for record in file.scan(position, size, bodies=False):
@@ -336,8 +337,7 @@ def _survey(file: VolumeFile, txn: Txn) -> _Survey:
             durable = max(durable, header.durable)
             sealed = header.type == RecordType.SEAL
             if header.type == RecordType.CHUNK:
-                row = ChunkRow(file.id, header.offset, header.body_length, 0)
-                txn.put(record.head[:32], row.pack(), txn.tables.chunks)
+                chunks.append((record.head[:32], ChunkRow(file.id, header.offset, header.body_length, 0)))
         if position > start:
             stretches.append((start, position))
         following = file.find_valid(max(position, start + 8), size) if not sealed else None
@@ -347,15 +347,26 @@ def _survey(file: VolumeFile, txn: Txn) -> _Survey:
     end = stretches[-1][1] if stretches else SUPERBLOCK_SIZE
     if not sealed:
         end = _verified_end(file, durable, end)
+    for chunk_id, row in chunks:
+        if row.offset < end:  # behind it may stand a torn copy of a chunk that is whole elsewhere
+            txn.put(chunk_id, row.pack(), txn.tables.chunks)
     damaged = any(stop < end for _, stop in stretches[:-1])
     return _Survey(file, stretches, end, sealed, damaged)
 
 
 def _verified_end(file: VolumeFile, durable: int, end: int) -> int:
-    """Where the records end whose bodies are whole too; only those past `durable` can be torn."""
+    """Where the whole transactions end whose bodies are whole too; only what lies past `durable` can be torn.
+
+    A torn transaction must stay outside: once records stood behind it, the next rebuild would take it for a part of
+    theirs.
+    """
     position = durable
+    in_transaction = False
     for record in file.scan(durable, end, bodies=True):
-        position = record.header.offset + record.header.length
+        if record.header.type != RecordType.CHUNK:
+            in_transaction = bool(record.header.flags & Flag.MORE)
+        if not in_transaction:
+            position = record.header.offset + record.header.length
     return position
 
 
