@@ -462,6 +462,8 @@ def _content_length(response: Response) -> int | None:
 
 
 def _error_response(error: S3Error, head: RequestHead) -> Response:
+    if error.status in _BODILESS:
+        return Response(error.status, list(error.headers))
     body = render_error(error, resource=head.path, request_id=head.request_id, host_id=head.host_id)
     headers = [("Content-Type", "application/xml"), *error.headers]
     if error.status == 405 and not any(name.lower() == "allow" for name, _ in headers):

@@ -16,10 +16,10 @@ from cordwood.server.wire.message import App, Body, PeerInfo, RequestHead, Respo
 
 # Short enough for a test, long enough for a busy machine.
 QUICK = Limits(
-    head_timeout_s=0.6,
-    idle_timeout_s=0.6,
-    body_timeout_s=0.6,
-    send_timeout_s=0.6,
+    head_timeout_s=1.0,
+    idle_timeout_s=1.0,
+    body_timeout_s=1.0,
+    send_timeout_s=1.0,
     linger_s=0.6,
     drain_bytes=1000,
 )
