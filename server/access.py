@@ -3,8 +3,8 @@
 Must not know: how an identity was established, the engine, the wire.
 Invariant: `allowed` decides from its arguments alone, and what it is not told about is refused.
 
-For now there is one rule: whoever holds a key pair of this server may do everything; everybody else may do what
-`anonymous_allowed` in the context says. Policies will be decided here too, and nowhere else.
+For now there are two rules: a bucket is its owner's, where the server has several; and whoever holds no key pair may do
+what `anonymous_allowed` in the context says. Policies will be decided here too, and nowhere else.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ class Asker(Protocol):
 
     @property
     def is_anonymous(self) -> bool: ...
+    @property
+    def owner_id(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,12 @@ class Context:
 
     anonymous_allowed: bool = False
     """The server was started with --anonymous."""
+    owner_id: str = ""
+    """Of the bucket; empty when there is no bucket, or only one owner."""
 
 
 def allowed(identity: Asker, action: str, resource: Resource, context: Context) -> bool:
-    """Whether `identity` may perform `action` (an S3 operation name, such as "GetObject") on `resource`."""
-    return context.anonymous_allowed or not identity.is_anonymous
+    """Whether `identity` may perform `action` (as policies spell it, such as "s3:GetObject") on `resource`."""
+    if identity.is_anonymous:
+        return context.anonymous_allowed
+    return context.owner_id in ("", identity.owner_id)

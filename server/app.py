@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Final
 
 from cordwood.engine import BucketInfo, Store
 from cordwood.engine import errors as engine_errors
+from cordwood.server.access import Context, Resource, allowed
 from cordwood.server.bridge import Bridge
 from cordwood.server.handlers import HANDLERS, Request, Service, translate
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import read_params
 from cordwood.server.wire.message import App, Body, PeerInfo, RequestHead, Response
-from cordwood.server.wire.route import Router
+from cordwood.server.wire.route import Operation, Router
 from cordwood.server.wire.sigv4 import Identity, Verified, authenticate
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Application:
         self._region = region
         self._router = Router(domains)
         self._is_open = is_open
-        # With one owner everything is his, also what he made under an earlier key pair.
+        self._no_owner = Context(is_open)
         self._has_owners = len({credential.owner_id for credential in credentials}) > 1
         self._service = Service(store, Bridge(store.start_commits), region, self.authorise, self.owns)
 
@@ -78,17 +79,16 @@ class Application:
         operation = route.operation
         entry = HANDLERS.get(operation.name)
         if entry is None:
-            self._admit(verified.identity)
+            self._admit(verified.identity, _action(operation))
             raise s3_error("NotImplemented")
         bucket = route.bucket
         info: BucketInfo | None = None
         request: Request | None = None
         try:
             if bucket and operation.name != "CreateBucket":
-                action = ACTIONS.get(operation.name) or f"s3:{operation.name}"
-                info = self.authorise(verified, action, bucket, route.key)
+                info = self.authorise(verified, _action(operation), bucket, route.key)
             else:
-                self._admit(verified.identity)
+                self._admit(verified.identity, _action(operation))
             params = read_params(operation, head, entry.refused)
             if info is not None and "ExpectedBucketOwner" in params:
                 _check_expected_owner(params["ExpectedBucketOwner"], info, verified.identity)
@@ -104,22 +104,33 @@ class Application:
     def authorise(self, verified: Verified, action: str, bucket: str, key: str) -> BucketInfo:
         """The bucket, or AccessDenied, or the engine's BucketNotFound (which AWS, too, tells every key holder)."""
         identity = verified.identity
-        self._admit(identity)
+        if identity.is_anonymous:
+            self._admit(identity, action)
         info = self._store.head_bucket(bucket)
-        if not self.owns(identity, info):
+        if not allowed(identity, action, Resource(bucket, key), self._context(info)):
             raise s3_error("AccessDenied")
         return info
 
-    def _admit(self, identity: Identity) -> None:
-        if identity.is_anonymous and not self._is_open:
+    def _admit(self, identity: Identity, action: str) -> None:
+        if not allowed(identity, action, Resource(), self._context(None)):
             raise s3_error("AccessDenied")
 
+    def _context(self, info: BucketInfo | None) -> Context:
+        # With one owner everything is his, also what he made under an earlier key pair.
+        if info is None or not self._has_owners:
+            return self._no_owner
+        return Context(self._is_open, info.attrs.get("owner", _NOBODY)["id"])
+
     def owns(self, identity: Identity, info: BucketInfo) -> bool:
-        """Does the bucket belong to this identity?"""
-        if not self._has_owners or identity.is_anonymous:
-            return True
-        owner = info.attrs.get("owner")
-        return owner is None or owner["id"] == identity.owner_id
+        """Is this one of the buckets that the identity sees in its list?"""
+        return allowed(identity, "s3:ListBucket", Resource(info.name), self._context(info))
+
+
+_NOBODY: Final = {"id": ""}
+
+
+def _action(operation: Operation) -> str:
+    return ACTIONS.get(operation.name) or f"s3:{operation.name}"
 
 
 def _check_expected_owner(expected: str, info: BucketInfo, identity: Identity) -> None:

@@ -37,8 +37,29 @@ async def delete_object(request: Request) -> Response:
     future = request.service.store.delete_async(
         request.bucket, request.key, version_id=version_text(params), conditions=conditions, wake=False
     )
-    result = await request.service.bridge.committed(future)
+    try:
+        result = await request.service.bridge.committed(future)
+    except (engine_errors.KeyNotFound, engine_errors.PreconditionFailed) as error:
+        if not _is_missing(error, request):
+            raise
+        result = _NOTHING
     return respond(request.operation, _outcome(result))
+
+
+_NOTHING: Final = DeleteResult(None, is_delete_marker=False, existed=False)
+
+
+def _is_missing(error: engine_errors.CordwoodError, request: Request) -> bool:
+    """Did a condition fail only because there is nothing to delete? Then AWS answers like any other such delete."""
+    if isinstance(error, engine_errors.KeyNotFound):
+        return True
+    if not isinstance(error, engine_errors.PreconditionFailed):
+        return False
+    try:
+        request.service.store.head(request.bucket, error.key)
+    except engine_errors.KeyNotFound:
+        return True
+    return False
 
 
 def _conditions(etag: str | None, modified_s: float | None, size: int | None) -> Conditions | None:
@@ -84,9 +105,9 @@ async def delete_objects(request: Request) -> Response:
     service = request.service
     results = await service.bridge.run(service.store.delete_many, request.bucket, wanted)
     for place, result in zip(places, results, strict=True):
-        if isinstance(result, engine_errors.CordwoodError):
+        if isinstance(result, engine_errors.CordwoodError) and not _is_missing(result, request):
             outcomes[place] = translate(result, request.head, request.params)
-        else:
+        elif isinstance(result, DeleteResult):
             outcomes[place] = _batch_outcome(result, entries[place])
     return _answer(request, entries, outcomes, is_quiet=bool(delete.get("Quiet")))
 

@@ -408,6 +408,8 @@ def test_conditions_on_a_delete_decide_before_anything_changes(s3: Any) -> None:
     assert refusal(s3.delete_object, Bucket="bkt", Key="k", IfMatch='"no"') == (412, "PreconditionFailed")
     assert refusal(s3.delete_object, Bucket="bkt", Key="k", IfMatchSize=7) == (412, "PreconditionFailed")
     s3.delete_object(Bucket="bkt", Key="k", IfMatch=etag, IfMatchSize=1)
+    for condition in ({"IfMatch": etag}, {"IfMatchSize": 7}, {"IfMatch": "*"}):
+        s3.delete_object(Bucket="bkt", Key="k", **condition)
     assert refusal(s3.head_object, Bucket="bkt", Key="k")[0] == 404
 
 
