@@ -288,7 +288,13 @@ def _parse_components(text: str) -> tuple[str, str, str, str, str, str, Sequence
 
 def _claim_of_query(head: RequestHead, parameters: dict[str, str], now_s: float) -> _Claim:
     if parameters.keys() & _SIGV2_PARAMETERS:
-        raise _only_v4()
+        # What boto3 and awscli presign with by default for an endpoint that is not AWS, so say what helps.
+        raise s3_error(
+            "InvalidRequest",
+            f"Presigned URLs of Signature Version 2 are not supported. Please use {ALGORITHM}: in boto3 with "
+            "Config(signature_version='s3v4'), in awscli after "
+            "`aws configure set default.s3.signature_version s3v4`.",
+        )
     if "x-amz-security-token" in parameters or "x-amz-security-token" in head.headers:
         raise _no_tokens()
     if any(name not in parameters for name in _PRESIGNED_PARAMETERS):
