@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _SHOW_AFTER_S = 0.3  # what is done sooner needs no bar
+_DRAW_EVERY_S = 0.1
 
 
 class Report:
@@ -35,6 +36,7 @@ class Report:
         self._began_s = time.monotonic()
         self._files = self._bytes = self._total_files = self._total_bytes = 0
         self._bar: Progress | None = None
+        self._drawn_s = 0.0
 
     def __enter__(self) -> Report:
         return self
@@ -104,38 +106,36 @@ class Report:
     def _draw(self) -> None:
         if not self._wants_bar:
             return
+        now_s = time.monotonic()
+        took_s = now_s - self._began_s
+        if took_s < _SHOW_AFTER_S or now_s - self._drawn_s < _DRAW_EVERY_S:
+            return
+        self._drawn_s = now_s
         if self._bar is None:
-            if time.monotonic() - self._began_s < _SHOW_AFTER_S:
-                return
             self._bar = _make_bar()
-            self._task = self._bar.add_task(self._verb, total=None)
+            self._task = self._bar.add_task(self._verb, total=None, pace="")
             self._bar.start()
-        # While the plan is still growing the total is only a lower bound; an empty one would look finished.
+        # The bar's own speed starts anew whenever the total grows, which it does while the plan is being made.
+        speed = self._bytes / took_s
+        left_s = (self._total_bytes - self._bytes) / speed if speed else 0.0
         self._bar.update(
             self._task,
             completed=self._bytes,
             total=max(self._total_bytes, 1),
             description=f"{self._verb} {self._files}/{self._total_files}",
+            pace=f"{human_size(speed)}/s  {int(left_s // 60)}:{int(left_s % 60):02d} left",
         )
 
 
 def _make_bar() -> Progress:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[pace]}"),
         console=Console(stderr=True),
         transient=True,
     )
