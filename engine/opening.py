@@ -37,7 +37,8 @@ from cordwood.engine.format import FORMAT_VERSION
 from cordwood.engine.fs import FULL_ERRNOS, REAL, FileSystem
 from cordwood.engine.health import Health
 from cordwood.engine.index import Index
-from cordwood.engine.recovery import Recovery, rebuild_index
+from cordwood.engine.rebuild import Progress, RebuildReport, rebuild_index
+from cordwood.engine.recovery import Recovery
 from cordwood.engine.volume import Volumes
 
 _log = logging.getLogger("cordwood.engine")
@@ -47,7 +48,7 @@ RECOVERY_NAME = "RECOVERY"
 UNSYNCED_NAME = "UNSYNCED"
 VOLUMES_NAME = "volumes"
 INDEX_NAME = "index"
-_NEW_INDEX_NAME = "index.new"
+NEW_INDEX_NAME = "index.new"
 _OLD_INDEX_NAME = "index.old"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _RELAXED_INTERVAL_S = 1.0
@@ -337,22 +338,32 @@ def _restore_index(
         replace_index(fs, directory, volumes, identity.store, map_size=map_size)
     if torn:
         fs.unlink_if_there(unsynced)
-    for name in (_NEW_INDEX_NAME, _OLD_INDEX_NAME):
+    for name in (NEW_INDEX_NAME, _OLD_INDEX_NAME):
         if fs.is_directory(directory / name):
             fs.remove_tree(directory / name)
 
 
-def replace_index(fs: FileSystem, directory: Path, volumes: Volumes, store: bytes, *, map_size: int) -> None:
+def replace_index(
+    fs: FileSystem,
+    directory: Path,
+    volumes: Volumes,
+    store: bytes,
+    *,
+    map_size: int,
+    progress: Progress | None = None,
+) -> RebuildReport:
     """Rebuilds the index beside the old one and swaps them; a crash at any point leaves a whole one or none."""
-    fresh = directory / _NEW_INDEX_NAME
+    fresh = directory / NEW_INDEX_NAME
     if fs.is_directory(fresh):
         fs.remove_tree(fresh)
-    rebuild_index(fs, fresh, volumes, store, map_size=map_size)
-    _swap_index(fs, directory)
+    report = rebuild_index(fs, fresh, volumes, store, map_size=map_size, progress=progress)
+    swap_index(fs, directory)
+    return report
 
 
-def _swap_index(fs: FileSystem, directory: Path) -> None:
-    fresh = directory / _NEW_INDEX_NAME
+def swap_index(fs: FileSystem, directory: Path) -> None:
+    """Puts the new index in the place of the old one; a crash in between leaves none, which opening rebuilds."""
+    fresh = directory / NEW_INDEX_NAME
     fs.sync_directory(fresh)
     current = directory / INDEX_NAME
     old = directory / _OLD_INDEX_NAME
@@ -366,19 +377,34 @@ def _swap_index(fs: FileSystem, directory: Path) -> None:
         fs.remove_tree(old)
 
 
-def rebuild(path: str | os.PathLike[str], *, fs: FileSystem = REAL, map_size: int = DEFAULT_MAP_SIZE) -> None:
+def rebuild(
+    path: str | os.PathLike[str],
+    *,
+    fs: FileSystem = REAL,
+    map_size: int = DEFAULT_MAP_SIZE,
+    progress: Progress | None = None,
+) -> RebuildReport:
     """Makes a new index from the volumes alone. Needs the store alone: Busy while anybody has it open."""
     directory = Path(path).absolute()
     identity = read_identity(fs, directory)
     if identity is None:
         raise StoreNotFound(f"{directory} holds no Cordwood store")
+    with alone_in(fs, directory):
+        volumes = Volumes(fs, directory / VOLUMES_NAME, identity.store, identity.node)
+        try:
+            return replace_index(fs, directory, volumes, identity.store, map_size=map_size, progress=progress)
+        finally:
+            volumes.close()
+
+
+@contextmanager
+def alone_in(fs: FileSystem, directory: Path) -> Iterator[None]:
+    """Keeps everybody else out of the store: for tools that work on its files. Busy while anybody has it open."""
     _remember_open(directory)
     try:
         lock = take_lock(fs, directory, shared=False)
         try:
-            volumes = Volumes(fs, directory / VOLUMES_NAME, identity.store, identity.node)
-            replace_index(fs, directory, volumes, identity.store, map_size=map_size)
-            volumes.close()
+            yield
         finally:
             fs.close(lock)
     finally:
@@ -390,20 +416,13 @@ def shrink_index(
 ) -> None:
     """Rewrites the index without its free pages, and swaps it in. Needs the store alone: Busy otherwise."""
     directory = Path(path).absolute()
-    _remember_open(directory)
-    try:
-        lock = take_lock(fs, directory, shared=False)
+    with alone_in(fs, directory):
+        fresh = directory / NEW_INDEX_NAME
+        if fs.is_directory(fresh):
+            fs.remove_tree(fresh)
+        index = Index(fs, directory / INDEX_NAME, map_size=map_size, sync=True, read_only=False)
         try:
-            fresh = directory / _NEW_INDEX_NAME
-            if fs.is_directory(fresh):
-                fs.remove_tree(fresh)
-            index = Index(fs, directory / INDEX_NAME, map_size=map_size, sync=True, read_only=False)
-            try:
-                index.copy_to(fresh)
-            finally:
-                index.close()
-            _swap_index(fs, directory)
+            index.copy_to(fresh)
         finally:
-            fs.close(lock)
-    finally:
-        _forget_open(directory)
+            index.close()
+        swap_index(fs, directory)

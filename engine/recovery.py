@@ -18,7 +18,6 @@ Invariants:
 
 from __future__ import annotations
 
-import heapq
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cordwood.engine import namespace
 from cordwood.engine.apply import Applier
 from cordwood.engine.core import read_manifest
 from cordwood.engine.errors import Corrupt
@@ -42,13 +40,7 @@ from cordwood.engine.format import (
 )
 from cordwood.engine.fs import FileSystem
 from cordwood.engine.index import (
-    ChunkRow,
     Index,
-    Kind,
-    ObjectRow,
-    PartRow,
-    RowFlag,
-    Txn,
     VolumeRow,
     VolumeState,
 )
@@ -96,7 +88,7 @@ class Tail:
         return VolumeState.SEALED if self.sealed else VolumeState.ACTIVE
 
 
-def _change(file: VolumeFile, record: Record) -> Change:
+def change_of(file: VolumeFile, record: Record) -> Change:
     header = record.header
     where = file.where(header.offset)
     head = decode_head(header.type, record.head, where)
@@ -137,7 +129,7 @@ def read_tail(file: VolumeFile, fd: int, start: int) -> Tail:
             if record.header.type == RecordType.SEAL:
                 tail.sealed = True
             elif record.header.type != RecordType.CHUNK:
-                group.append(_change(file, record))
+                group.append(change_of(file, record))
                 if not record.header.flags & Flag.MORE:
                     tail.groups.append(Group(group[0].clock, position, group))
                     group = []
@@ -267,6 +259,10 @@ class Recovery:
 
     def _settle(self, tails: list[Tail]) -> None:
         """Replays, commits, then cuts. A crash in between leaves what the next recovery settles the same way."""
+        for tail in tails:
+            self._fs.datasync(
+                tail.fd
+            )  # also what is indexed already: a process that died may have been relaxed
         if any(tail.groups or tail.size != tail.start or tail.damaged for tail in tails):
             self._replay(tails)
         for tail in tails:
@@ -275,8 +271,6 @@ class Recovery:
                 self._volumes.truncate(tail.fd, tail.keep)
 
     def _replay(self, tails: list[Tail]) -> None:
-        for tail in tails:
-            self._fs.datasync(tail.fd)
         txn = self._index.begin()
         try:
             clock = txn.clock()
@@ -286,6 +280,9 @@ class Recovery:
                     if group.clock > clock:
                         accepted.append(group)
                         tail.keep = group.end
+                    elif not tail.damaged:
+                        tail.sealed = False  # it is cut, with the seal and all that was decided after it
+                        break
             applier = Applier(txn, lambda place: read_manifest(self._volumes, place))
             for group in sorted(accepted, key=lambda group: group.clock):
                 for change in group.changes:
@@ -306,163 +303,3 @@ class Recovery:
         if tail.damaged or tail.sealed:
             tail.keep = max(tail.size, tail.start)
         return VolumeRow(tail.state, tail.keep)
-
-
-# --- a new index from the volumes alone -----------------------------------------------------------------------
-
-
-class _Survey(NamedTuple):
-    """What a first pass found in a volume: stretches of valid records, and whether the last one is the SEAL."""
-
-    file: VolumeFile
-    stretches: list[tuple[int, int]]
-    end: int
-    sealed: bool
-    damaged: bool
-
-
-def _survey(file: VolumeFile, txn: Txn) -> _Survey:
-    """Finds the valid stretches of a volume and enters its chunks into the index, unreferenced."""
-    size = file.size()
-    stretches: list[tuple[int, int]] = []
-    position = SUPERBLOCK_SIZE
-    durable = SUPERBLOCK_SIZE
-    sealed = False
-    chunks: list[tuple[bytes, ChunkRow]] = []
-    while True:
-        start = position
-        for record in file.scan(position, size, bodies=False):
-            header = record.header
-            position = header.offset + header.length
-            durable = max(durable, header.durable)
-            sealed = header.type == RecordType.SEAL
-            if header.type == RecordType.CHUNK:
-                chunks.append((record.head[:32], ChunkRow(file.id, header.offset, header.body_length, 0)))
-        if position > start:
-            stretches.append((start, position))
-        following = file.find_valid(max(position, start + 8), size) if not sealed else None
-        if following is None:
-            break
-        position = following.offset
-    end = stretches[-1][1] if stretches else SUPERBLOCK_SIZE
-    if not sealed:
-        end = _verified_end(file, durable, end)
-    for chunk_id, row in chunks:
-        if row.offset < end:  # behind it may stand a torn copy of a chunk that is whole elsewhere
-            txn.put(chunk_id, row.pack(), txn.tables.chunks)
-    damaged = any(stop < end for _, stop in stretches[:-1])
-    return _Survey(file, stretches, end, sealed, damaged)
-
-
-def _verified_end(file: VolumeFile, durable: int, end: int) -> int:
-    """Where the whole transactions end whose bodies are whole too; only what lies past `durable` can be torn.
-
-    A torn transaction must stay outside: once records stood behind it, the next rebuild would take it for a part of
-    theirs.
-    """
-    position = durable
-    in_transaction = False
-    for record in file.scan(durable, end, bodies=True):
-        if record.header.type != RecordType.CHUNK:
-            in_transaction = bool(record.header.flags & Flag.MORE)
-        if not in_transaction:
-            position = record.header.offset + record.header.length
-    return position
-
-
-def _changes(survey: _Survey) -> Iterator[Change]:
-    """The changes of a volume in the order they were written, which is clock order; whole transactions only.
-
-    One by one, not in groups: compaction writes the records of a transaction singly, and while both copies are there
-    the merge must bring the two of each record together.
-    """
-    file = survey.file
-    for start, stop in survey.stretches:
-        group: list[Change] = []
-        for record in file.scan(start, min(stop, survey.end), bodies=False):
-            if record.header.type in (RecordType.CHUNK, RecordType.SEAL):
-                continue
-            group.append(_change(file, record))
-            if not record.header.flags & Flag.MORE:
-                yield from group
-                group = []
-        if stop < survey.end:
-            yield from group  # damage behind it, but it had been committed
-
-
-def rebuild_index(fs: FileSystem, directory: Path, volumes: Volumes, store: bytes, *, map_size: int) -> None:
-    """Writes a new index in `directory`, which must not exist, from nothing but the volumes. Needs the store alone."""
-    index = Index(fs, directory, map_size=map_size, sync=False, read_only=False)
-    try:
-        txn = index.begin()
-        txn.put_store(store)
-        surveys = []
-        for volume in volumes.ids():
-            try:
-                surveys.append(_survey(volumes.get(volume), txn))
-            except Corrupt as error:
-                _log.error("volume %d is left out of the index: %s", volume, error)
-        applier = Applier(txn, lambda place: read_manifest(volumes, place), counting=False)
-        clock = 0
-        count = 0
-        for change in heapq.merge(*map(_changes, surveys), key=lambda change: change.clock):
-            applier.apply(change.type, change.clock, change.place, change.head, change.manifest)
-            clock = max(clock, change.clock)
-            count += 1
-            if count >= _REBUILD_BATCH:
-                count = 0
-                applier.finish({})
-                index.commit(txn)
-                txn = index.begin()
-                applier.txn = txn
-        _remove_empty_directories(txn, applier)
-        _count_references(txn, applier, volumes)
-        txn.put_clock(clock)
-        applier.finish({survey.file.id: _survey_row(survey) for survey in surveys})
-        index.commit(txn)
-        index.sync()
-    finally:
-        index.close()
-
-
-def _survey_row(survey: _Survey) -> VolumeRow:
-    if survey.damaged:
-        return VolumeRow(VolumeState.QUARANTINED, survey.file.size())
-    return VolumeRow(VolumeState.SEALED if survey.sealed else VolumeState.ACTIVE, survey.end)
-
-
-def _remove_empty_directories(txn: Txn, applier: Applier) -> None:
-    """Directories whose last object went before their newest record: live, they vanished without a record."""
-    empty = []
-    for key, row in txn.items(b"", txn.tables.directories):
-        directory = int.from_bytes(key, "big")
-        if namespace.is_empty(txn, directory):
-            empty.append((int.from_bytes(row[:8], "little"), directory))
-    for bucket, directory in empty:
-        applier.vanish_if_empty(bucket, directory)
-
-
-def _count_references(txn: Txn, applier: Applier, volumes: Volumes) -> None:
-    """Counts how often live objects and parts name each chunk; drops the chunks that none does."""
-    for place in _chunked_places(txn):
-        try:
-            manifest = read_manifest(volumes, place)
-        except Corrupt as error:
-            _log.error("an object cannot be read: %s", error)
-            continue
-        for ref in manifest.chunks():
-            applier.reference_chunk(ref)
-    unused = [key for key, row in txn.items(b"", txn.tables.chunks) if not ChunkRow.unpack(row).references]
-    for key in unused:
-        txn.delete(key, txn.tables.chunks)
-
-
-def _chunked_places(txn: Txn) -> Iterator[Place]:
-    for table in (txn.tables.entries, txn.tables.versions):
-        for _, packed in txn.items(b"", table):
-            if packed[0] == Kind.OBJECT:
-                row = ObjectRow.unpack(packed)
-                if not row.flags & (RowFlag.INLINE | RowFlag.MARKER):
-                    yield row.place
-    for _, packed in txn.items(b"", txn.tables.parts):
-        yield PartRow.unpack(packed).place

@@ -42,6 +42,8 @@ from cordwood.engine.fs import FULL_ERRNOS, Buffer, FileSystem
 
 _NAME = re.compile(r"([0-9]{10})\.vol")
 _WINDOW = 1 << 20
+_SMALL_WINDOW = 8 << 10
+_LARGE_BODY = 64 << 10
 _OPEN_VOLUMES_MAX = 512
 
 
@@ -171,12 +173,13 @@ class VolumeFile:
         record: its offset plus its length.
         """
         window = b""
+        size = _WINDOW
         window_at = start
         position = start
         while position + HEADER_SIZE <= end:
             if position + HEADER_SIZE > window_at + len(window) or position < window_at:
                 window_at = position
-                window = self._fs.read(self.fd, min(_WINDOW, end - position), position)
+                window = self._fs.read(self.fd, min(size, end - position), position)
             view = memoryview(window)[position - window_at :]
             header = parse_header(view, position, self.seed, end)
             if header is None:
@@ -197,6 +200,8 @@ class VolumeFile:
                 return
             yield Record(header, head, body)
             position += header.length
+            # Where bodies are large and not wanted, reading them all would cost more than many small reads.
+            size = _WINDOW if bodies or header.body_length < _LARGE_BODY else _SMALL_WINDOW
 
     def find_valid(self, start: int, end: int) -> Header | None:
         """The first valid record header at or after `start`: how a scan goes on behind damage."""
@@ -240,6 +245,8 @@ class ActiveVolume:
         self.tail = tail
         self.durable = tail
         self.lock = threading.RLock()
+        self._syncing = threading.Lock()
+        self._sync_failure: str | None = None
 
     def append(self, records: Sequence[NewRecord]) -> list[Place]:
         """Writes records back to back; returns their places. Nothing of them stays when it fails (`Full`)."""
@@ -258,18 +265,22 @@ class ActiveVolume:
                 position += length
             try:
                 self._fs.write_all(self._fd, buffers, self.tail)
-            except OSError as error:
+            except BaseException as error:
                 self._cut_failed_append(error)
             self.tail = position
             return places
 
-    def _cut_failed_append(self, error: OSError) -> None:
+    def _cut_failed_append(self, error: BaseException) -> None:
+        """Removes what was written, durably: parts of it may be whole records, which a recovery would believe."""
         try:
             self._fs.truncate(self._fd, self.tail)
         except OSError as second:
             raise ReadOnly(
                 f"volume {self.id}: append failed ({error}) and could not be cut off ({second})"
             ) from error
+        self.sync()
+        if not isinstance(error, OSError):
+            raise error
         if error.errno in FULL_ERRNOS:
             raise Full(f"volume {self.id}: {error.strerror}; free some space, then write again") from error
         raise ReadOnly(f"volume {self.id}: append failed: {error}") from error
@@ -278,10 +289,15 @@ class ActiveVolume:
         """Makes everything appended so far durable. A failure is final: the caller must stop writing."""
         with self.lock:
             tail = self.tail
-        try:
-            self._fs.datasync(self._fd)
-        except OSError as error:
-            raise ReadOnly(f"volume {self.id}: sync failed: {error}; reopen the store to recover") from error
+        # One at a time: the kernel tells of a failure once, and calls the next sync of the same file a success.
+        with self._syncing:
+            if self._sync_failure is not None:
+                raise ReadOnly(self._sync_failure)
+            try:
+                self._fs.datasync(self._fd)
+            except OSError as error:
+                self._sync_failure = f"volume {self.id}: sync failed: {error}; reopen the store to recover"
+                raise ReadOnly(self._sync_failure) from error
         self.durable = max(self.durable, tail)
 
     def is_empty(self) -> bool:
@@ -352,7 +368,12 @@ class Volumes:
             volume = max(self.ids(), default=0) + 1
             path = self.path(volume)
             temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-            fd = self._fs.create(temporary)
+            try:
+                fd = self._fs.create(temporary)
+            except OSError as error:
+                if error.errno in FULL_ERRNOS:
+                    raise Full(f"no room for a new volume: {error.strerror}") from error
+                raise
             try:
                 if not self._fs.lock(fd, shared=False):
                     raise ReadOnly(f"volume {volume}: a new file is locked by somebody else")

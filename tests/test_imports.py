@@ -40,6 +40,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("engine.writer", "engine.listing", "engine.lookup"),
     ("engine.batch", "engine.copying", "engine.dump"),
     ("engine.recovery",),
+    ("engine.rebuild",),
     ("engine.opening", "engine.filling"),
     ("engine.compactor",),
     ("engine.maintenance",),

@@ -20,7 +20,7 @@ from cordwood.engine.format import SUPERBLOCK_SIZE, Header, Manifest, RecordType
 from cordwood.engine.fs import REAL, Buffer, FileSystem
 from cordwood.engine.index import ObjectRow, PartRow, RowFlag
 from cordwood.engine.opening import read_identity
-from cordwood.engine.recovery import _chunked_places
+from cordwood.engine.rebuild import chunked_places
 from cordwood.engine.volume import Record, VolumeFile, Volumes, volume_id_of, volume_name
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -92,7 +92,7 @@ def recount(store: Store) -> dict[bytes, int]:
     counts: Counter[bytes] = Counter()
     core = store._core
     with core.index.read() as txn:
-        for place in _chunked_places(txn):
+        for place in chunked_places(txn):
             body = core.read_record(place).body
             assert body is not None
             counts.update(ref.id for ref in Manifest(body).chunks())
