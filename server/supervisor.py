@@ -292,24 +292,29 @@ class Supervisor:
 
     def _reap(self, *, may_restart: bool) -> None:
         for role in self._roles:
-            if role.pid and os.waitpid(role.pid, os.WNOHANG)[0]:
-                # The status pipe was read before: a child that could say why has been heard by now, or is next.
-                self._buried(role, may_restart=may_restart)
+            if role.pid:
+                pid, status = os.waitpid(role.pid, os.WNOHANG)
+                if pid:
+                    self._bury(role, status, may_restart=may_restart)
         now = time.monotonic()
         for role in self._roles:
             if role.pid == 0 and role.restart_at_s <= now:
                 self._start(role)
 
-    def _buried(self, role: Role, *, may_restart: bool) -> None:
-        self._hear_out(role)
-        lived_s = time.monotonic() - role.started_s
+    def _bury(self, role: Role, status: int, *, may_restart: bool) -> None:
         pid, role.pid = role.pid, 0
+        self._hear_out(role)  # a child that could say why it cannot start has done so before it ended
+        lived_s = time.monotonic() - role.started_s
         if not may_restart:
-            raise StartError(f"{role.name} (process {pid}) died while starting; its messages are above")
+            raise StartError(
+                f"{role.name} (process {pid}) died while starting ({_how(status)}); its messages are above"
+            )
         role.deaths_in_a_row = 0 if lived_s > _STEADY_S else role.deaths_in_a_row + 1
         delay_s = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**role.deaths_in_a_row)
         role.restart_at_s = time.monotonic() + delay_s
-        log.error("%s (process %d) died; starting another in %.1f s", role.name, pid, delay_s)
+        log.error(
+            "%s (process %d) died (%s); starting another in %.1f s", role.name, pid, _how(status), delay_s
+        )
         if delay_s >= _GIVE_UP_SOCKET_S and role.listener is not None:
             role.listener.close()
             role.listener = None

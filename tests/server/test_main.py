@@ -215,7 +215,7 @@ def test_a_dead_worker_is_replaced_and_nobody_else_notices(home: Path, store: Pa
         assert all(status_of(served) == 403 for _ in range(20))
         eventually(lambda: len(served.workers()) == 2 and before[0] not in served.workers())
         assert before[1] in served.workers()
-        assert f"(process {before[0]}) died" in served.output
+        assert f"(process {before[0]}) died (signal 9)" in served.output
         Person(home, {}, tmp_path).run("mb", "s3://after")
 
 
@@ -300,6 +300,30 @@ def test_a_request_that_never_ends_is_cut_at_the_bound(home: Path, store: Path) 
         assert served.stop() == 0
         assert 0.9 < time.monotonic() - began < 5
         connection.close()
+
+
+def test_a_second_stop_signal_does_not_wait(home: Path, store: Path) -> None:
+    with serving(home, store, "--anonymous", "--workers", "1") as served:
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+        connection.putrequest("PUT", "/bucket")
+        connection.putheader("Content-Length", "10")
+        connection.endheaders(b"hello")
+        time.sleep(0.3)
+        served.process.terminate()
+        time.sleep(0.3)
+        assert served.process.poll() is None
+        began = time.monotonic()
+        assert served.stop() == 0
+        assert time.monotonic() - began < 3
+        connection.close()
+
+
+def test_two_servers_may_share_one_directory(home: Path, store: Path, tmp_path: Path) -> None:
+    with serving(home, store, "--workers", "1") as one, serving(home, store, "--workers", "1") as two:
+        person = Person(home, {"CORDWOOD_PROFILE": "local"}, tmp_path)
+        person.run("mb", "s3://shared", "--endpoint", one.url)
+        person.run("cp", "-", "s3://shared/key", "--endpoint", two.url, data=b"by the other door")
+        assert person.run("cat", "s3://shared/key", "--endpoint", one.url).out == "by the other door"
 
 
 def test_the_access_log_is_one_line_per_request_without_signatures(
