@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cordwood.engine.clock import tick
-from cordwood.engine.errors import Full, ReadOnly
+from cordwood.engine.errors import Closed, Full, ReadOnly
 from cordwood.engine.format import (
     Flag,
     RecordType,
@@ -50,6 +50,7 @@ class Appender:
         self._volume_size = volume_size
         self._active: ActiveVolume | None = None
         self._sealed: list[ActiveVolume] = []
+        self._is_closed = False
         self._lock = threading.RLock()
 
     def append_chunk(self, chunk_id: bytes, payload: Buffer, *, is_digest: bool) -> Place:
@@ -99,8 +100,10 @@ class Appender:
     def indexed(self, watermarks: dict[int, VolumeRow]) -> None:
         """The index has committed these watermarks: sealed volumes among them need no more care."""
         with self._lock:
-            done = [sealed for sealed in self._sealed if sealed.id in watermarks]
-            self._sealed = [sealed for sealed in self._sealed if sealed.id not in watermarks]
+            # A volume may have been sealed after the watermarks were taken: then it is not known in full yet.
+            known = {volume for volume, row in watermarks.items() if row.state == VolumeState.SEALED}
+            done = [sealed for sealed in self._sealed if sealed.id in known]
+            self._sealed = [sealed for sealed in self._sealed if sealed.id not in known]
         for sealed in done:
             sealed.close()
 
@@ -117,6 +120,7 @@ class Appender:
                 volume.close()
             self._sealed = []
             self._active = None
+            self._is_closed = True
 
     def _check_room(self, size: int) -> None:
         free = self._fs.free_bytes(self._volumes.directory)
@@ -127,6 +131,8 @@ class Appender:
             )
 
     def _with_room(self, size: int) -> ActiveVolume:
+        if self._is_closed:
+            raise Closed("the store is closed")
         active = self._active
         if active is not None and active.tail + size <= self._volume_size:
             return active

@@ -157,7 +157,7 @@ class Applier:
             return
         try:
             manifest = self._manifests.get(place) or self._read_manifest(place)
-        except Corrupt as error:
+        except (Corrupt, OSError) as error:
             # The chunks stay counted: space that fsck gives back, never data that is lost.
             _log.warning("chunk references of a removed object were kept: %s", error)
             return

@@ -205,6 +205,7 @@ class Committer:
         self._working = threading.Lock()
         self._wake = threading.Semaphore(0)
         self._closed = False
+        self._stopped = False
         self._thread = threading.Thread(target=self._run, name="cordwood-commit", daemon=True)
         self._thread.start()
 
@@ -224,9 +225,11 @@ class Committer:
         """Commits an operation and waits: on this thread if no batch is under way, else with the next one."""
         pending: Pending[T] = Pending()
         self._enqueue(operation, pending)
-        self._drain(pending)
-        if self._queue:
-            self._wake.release()
+        try:
+            self._drain(pending)
+        finally:
+            if self._queue or self._closed:  # when closing, the thread may have waited for what we took
+                self._wake.release()
         return pending.result()
 
     def close(self) -> None:
@@ -234,6 +237,8 @@ class Committer:
         self._closed = True
         self._wake.release()
         self._thread.join()
+        with self._working:  # a caller may still be committing, and another may have queued just now
+            self._stopped = True
 
     def _enqueue(self, operation: Operation[Any], pending: Pending[Any]) -> None:
         if self._closed:
@@ -279,11 +284,13 @@ class Committer:
             if freeing and len(freeing) < len(batch):
                 self._commit_batch(freeing)
         except BaseException as error:
+            answer: BaseException = error
             if not isinstance(error, CordwoodError):
                 _log.exception("a batch failed")
                 self._health.fail(f"a commit failed unexpectedly: {error!r}; reopen the store to recover")
+                answer = ReadOnly(f"a commit failed unexpectedly: {error!r}; reopen the store to recover")
             for _, pending in batch:
-                pending.complete(None, error)
+                pending.complete(None, answer)
             if not isinstance(error, Exception):
                 raise  # an interrupt of the thread that happened to commit for the others
         else:
@@ -291,6 +298,8 @@ class Committer:
                 pending.complete(value, refused)
 
     def _commit(self, operations: list[Operation[Any]]) -> list[tuple[Any, CordwoodError | None]]:
+        if self._stopped:
+            raise Closed("the store is closed")
         self._health.check()
         size = sum(operation.size_hint() for operation in operations)
         self._appender.prepare(size, frees=all(operation.frees for operation in operations))
@@ -329,6 +338,8 @@ class Committer:
         if not operation.nested:
             try:
                 value = operation.decide(decision)
+            except Full:
+                raise  # the index is full: a matter of the whole batch
             except CordwoodError as refused:
                 if len(decision.records) != first:
                     raise AssertionError(f"{operation!r} refused after it had written") from refused
@@ -343,6 +354,8 @@ class Committer:
         saved = applier.snapshot()
         try:
             value = operation.decide(decision)
+        except Full:
+            raise
         except CordwoodError as refused:
             decision.txn.raw.abort()
             applier.restore(outer, saved)

@@ -41,6 +41,7 @@ _U64 = struct.Struct(">Q")
 _CLOCK_KEY = b"clock"
 _STORE_KEY = b"store"
 _BUCKET_NAME_MAX = 63
+_MAP_FULL = "the map of the index is full; open the store with a larger map_size"
 
 NO_PLACE = Place(0, 0, 0)
 
@@ -332,10 +333,16 @@ class Txn:
         return cast("bytes | None", self.raw.get(key, db=table))
 
     def put(self, key: bytes, row: bytes, table: Any) -> None:
-        self.raw.put(key, row, db=table)
+        try:
+            self.raw.put(key, row, db=table)
+        except lmdb.MapFullError:
+            raise Full(_MAP_FULL) from None
 
     def delete(self, key: bytes, table: Any) -> None:
-        self.raw.delete(key, db=table)
+        try:
+            self.raw.delete(key, db=table)
+        except lmdb.MapFullError:
+            raise Full(_MAP_FULL) from None
 
     def cursor(self, table: Any) -> lmdb.Cursor:
         return self.raw.cursor(db=table)
@@ -544,7 +551,7 @@ class Index:
 def translate(error: lmdb.Error, directory: Path) -> Exception:
     """LMDB's error as one of ours, with the way out."""
     if isinstance(error, lmdb.MapFullError):
-        return Full(f"index {directory}: the map is full; open the store with a larger map_size")
+        return Full(f"{directory}: {_MAP_FULL}")
     if isinstance(error, lmdb.ReadersFullError):
         return Busy(f"index {directory}: all {MAX_READERS} reader slots are taken")
     if isinstance(error, lmdb.DiskError) or any(str(number) in str(error) for number in FULL_ERRNOS):
