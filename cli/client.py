@@ -45,7 +45,7 @@ UNSIGNED = "UNSIGNED-PAYLOAD"
 
 # What a broken connection looks like from http.client, the socket and TLS.
 TRANSPORT_ERRORS = (OSError, http.client.HTTPException, ssl.SSLError)
-_NOBODY_THERE = (ConnectionRefusedError, socket.gaierror)
+_HOPELESS = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)  # unless it worked before
 
 
 class ServiceError(CliError):
@@ -266,7 +266,7 @@ class Client:
                 problem = error
             except TRANSPORT_ERRORS as fault:
                 problem = self._unreachable(fault)
-                if isinstance(fault, _NOBODY_THERE) and not self._has_answered and attempt > 1:
+                if isinstance(fault, _HOPELESS) and not self._has_answered and attempt > 1:
                     break  # a person waits for the message, not for a server that restarts
             if attempt < _ATTEMPTS:
                 # Full jitter, so that many clients do not come back at the same moment.

@@ -40,9 +40,7 @@ T = TypeVar("T")
 
 ENV_PREFIX = "CORDWOOD_"
 # CORDWOOD_* names that belong to other commands, or are read before the settings are.
-FOREIGN_ENV = frozenset(
-    {"CORDWOOD_CONFIG", "CORDWOOD_ENDPOINT", "CORDWOOD_PROFILE", "CORDWOOD_SERVE_CONFIG", "CORDWOOD_LONG"}
-)
+FOREIGN_ENV = frozenset({"CORDWOOD_CONFIG", "CORDWOOD_ENDPOINT", "CORDWOOD_PROFILE", "CORDWOOD_SERVE_CONFIG"})
 
 
 class ConfigError(Exception):
@@ -109,10 +107,11 @@ _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]+)?\Z")
 
 
 def _domains(value: object) -> tuple[str, ...]:
-    names = value.split(",") if isinstance(value, str) else value
-    if not isinstance(names, list | tuple):
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(each, str) for each in texts):
         raise ValueError("expected a list of domain names")
-    domains = tuple(str(name).strip().lower().lstrip(".") for name in names if str(name).strip())
+    names = [name.strip().lower().lstrip(".") for each in texts for name in each.split(",")]
+    domains = tuple(name for name in names if name)
     for name in domains:
         if not _DOMAIN.match(name):
             raise ValueError(f"{name!r} is not a domain name")

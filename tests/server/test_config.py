@@ -137,6 +137,17 @@ def test_several_owners_can_have_keys(file: Path) -> None:
         settings(file)
 
 
+def test_domains_are_a_list_in_any_spelling(file: Path) -> None:
+    file.write_text('domain = ["A.example", ".b.example"]')
+    expected = ("a.example", "b.example")
+    assert settings(file).domain == expected
+    assert settings(domain=("a.example", "b.example")).domain == expected
+    assert settings(domain=("a.example,b.example",)).domain == expected
+    file.write_text("domain = [1]")
+    with pytest.raises(ConfigError, match="list of domain names"):
+        settings(file)
+
+
 def test_no_secret_is_shown(file: Path) -> None:
     file.write_text("[[credentials]]\naccess_key = 'TWO'\nsecret_key = 'swordfish'\n")
     loaded = load(
