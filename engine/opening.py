@@ -85,14 +85,15 @@ class Identity:
 class Session:
     """What must be undone when a store is closed."""
 
-    def __init__(self, fs: FileSystem, directory: Path, core: Core, lock: int, *, relaxed: bool) -> None:
+    def __init__(self, fs: FileSystem, directory: Path, core: Core, lock: int, mark: int | None) -> None:
         self._fs = fs
         self._directory = directory
         self._core = core
         self._lock = lock
+        self._mark = mark
         self._stop = threading.Event()
         self._timer: threading.Thread | None = None
-        if relaxed:
+        if mark is not None:
             self._timer = threading.Thread(target=self._sync_regularly, name="cordwood-sync", daemon=True)
             self._timer.start()
 
@@ -107,9 +108,11 @@ class Session:
                 if core.health.failure is None:
                     core.appender.sync()
                     core.index.sync()
-                    if self._timer is not None:
-                        self._fs.unlink_if_there(self._directory / UNSYNCED_NAME)
+                    if self._mark is not None:
+                        _remove_mark(self._fs, self._directory, self._mark)
         finally:
+            if self._mark is not None:
+                self._fs.close(self._mark)
             if core.appender is not None:
                 core.appender.close()
             core.volumes.close()
@@ -135,7 +138,7 @@ def open_store(fs: FileSystem, directory: Path, options: Options) -> tuple[Core,
         identity = _identify(fs, directory, options)
         lock = take_lock(fs, directory, shared=not options.alone)
         try:
-            core = _open_core(fs, directory, identity, options)
+            core, mark = _open_core(fs, directory, identity, options)
         except BaseException:
             fs.close(lock)
             raise
@@ -147,7 +150,7 @@ def open_store(fs: FileSystem, directory: Path, options: Options) -> tuple[Core,
     except BaseException:
         _forget_open(directory)
         raise
-    return core, Session(fs, directory, core, lock, relaxed=not options.strict and not options.read_only)
+    return core, Session(fs, directory, core, lock, mark)
 
 
 def _remember_open(directory: Path) -> None:
@@ -248,37 +251,44 @@ def take_lock(fs: FileSystem, directory: Path, *, shared: bool) -> int:
     raise Busy(f"{directory} is open elsewhere; stop the server and the programs that use it first")
 
 
-def _open_core(fs: FileSystem, directory: Path, identity: Identity, options: Options) -> Core:
+def _open_core(
+    fs: FileSystem, directory: Path, identity: Identity, options: Options
+) -> tuple[Core, int | None]:
+    """The parts, and the descriptor that holds the mark of unsynced writes in relaxed mode."""
     volumes = Volumes(fs, directory / VOLUMES_NAME, identity.store, identity.node)
     if options.read_only:
         index = Index(fs, directory / INDEX_NAME, map_size=options.map_size, sync=True, read_only=True)
         health = Health("the store was opened read-only")
-        return _core(fs, index, volumes, health, None, None, options)
+        return _core(fs, index, volumes, health, None, None, options), None
     recovery_path = directory / RECOVERY_NAME
     with _exclusive(fs, recovery_path):
         _restore_index(fs, directory, volumes, identity, options.map_size)
-        if not options.strict:
-            fs.publish(directory / UNSYNCED_NAME, _boot_id(fs))
-        index = Index(
-            fs, directory / INDEX_NAME, map_size=options.map_size, sync=options.strict, read_only=False
-        )
+        mark = None if options.strict else _take_mark(fs, directory)
         try:
-            _check_store(index, identity, directory)
-            fs.sync_directory(directory / INDEX_NAME)
-            fs.sync_directory(directory)
-            volumes.remove_leftovers()
-            recovery = Recovery(fs, index, volumes, recovery_path, options.volume_size)
-            recovery.run()
-            recovery.remove_retired()
+            index = Index(
+                fs, directory / INDEX_NAME, map_size=options.map_size, sync=options.strict, read_only=False
+            )
+            try:
+                _check_store(index, identity, directory)
+                fs.sync_directory(directory / INDEX_NAME)
+                fs.sync_directory(directory)
+                volumes.remove_leftovers()
+                recovery = Recovery(fs, index, volumes, recovery_path, options.volume_size)
+                recovery.run()
+                recovery.remove_retired()
+            except BaseException:
+                index.close()
+                raise
         except BaseException:
-            index.close()
+            if mark is not None:
+                fs.close(mark)
             raise
     health = Health()
     appender = Appender(fs, volumes, health, recovery.claim, volume_size=options.volume_size)
     committer = Committer(
         index, appender, lambda place: read_manifest(volumes, place), health, sync=options.strict
     )
-    return _core(fs, index, volumes, health, appender, committer, options)
+    return _core(fs, index, volumes, health, appender, committer, options), mark
 
 
 def _core(
@@ -323,6 +333,23 @@ def _boot_id(fs: FileSystem) -> bytes:
         return fs.read_small(_BOOT_ID).strip()
     except OSError:
         return b"unknown"
+
+
+def _take_mark(fs: FileSystem, directory: Path) -> int:
+    """Puts UNSYNCED there, and holds it together with the other relaxed processes. Call with RECOVERY locked."""
+    path = directory / UNSYNCED_NAME
+    if fs.size_of(path) is None:
+        fs.publish(path, _boot_id(fs))
+    mark = fs.open_read(path)
+    fs.lock(mark, shared=True)
+    return mark
+
+
+def _remove_mark(fs: FileSystem, directory: Path, mark: int) -> None:
+    """Takes UNSYNCED away, if nobody else writes without syncing."""
+    with _exclusive(fs, directory / RECOVERY_NAME):
+        if fs.lock(mark, shared=False):
+            fs.unlink_if_there(directory / UNSYNCED_NAME)
 
 
 def _restore_index(
