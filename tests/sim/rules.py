@@ -1,0 +1,566 @@
+"""The rules of the simulation, written once: what can be done to a store, drawn by whoever drives it.
+
+A step is a plain tuple (name, arguments...), so that it can be printed, repeated and sent to another process. `draw`
+makes one from a source of choices (random numbers or Hypothesis); `World.run` does it to the store and to the model
+and compares the answers.
+
+Must not know: which driver draws, what a crash is.
+
+Invariant: the same steps from the same start give the same answers, whatever the store's sizes and modes are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from cordwood.engine import Conditions, CordwoodError, Store, errors, rebuild
+from cordwood.engine.fs import REAL, FileSystem
+from tests.sim.model import Model, Upload, Version, etag_of
+
+T = TypeVar("T")
+Step = tuple[Any, ...]
+
+BUCKETS = ("one", "two")
+LONG = "x" * 480
+KEYS = (
+    *("a", "a/", "a/b", "a/b/c", "a/b/d", "a/c", "b/a", "b/x/y", "a-b", "a.b", "ä/ö", "z/"),
+    *(LONG, LONG + "y", LONG + "/y", LONG + "yy/z", "q/" + LONG + "é", "a/" + LONG * 2),
+)
+PREFIXES = ("", "a", "a/", "a/b", "a/b/", "b/", "x", LONG, LONG + "y", "q/", "z/", "ä/", "none/", "a/b/c/d/")
+FOLDERS = tuple(prefix for prefix in PREFIXES if prefix.endswith("/"))
+DELIMITERS = ("", "/", "b", "ö", "xx")
+SIZES = (0, 1, 100, 256, 257, 4096, 4097, 9000, 20_000)
+BLOCK = bytes(random.Random(0).randbytes(4096))
+
+OPTIONS: dict[str, Any] = {
+    "volume_size": 1 << 16,
+    "chunk_size": 4096,
+    "inline_max": 256,
+    "map_size": 1 << 26,
+}
+
+
+class Choice(Protocol):
+    """Where choices come from."""
+
+    def pick(self, options: Sequence[T]) -> T: ...
+
+    def number(self, low: int, high: int) -> int: ...
+
+
+class RandomChoice:
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+
+    def pick(self, options: Sequence[T]) -> T:
+        return self.rng.choice(options)
+
+    def number(self, low: int, high: int) -> int:
+        return self.rng.randint(low, high)
+
+
+def body(size: int, seed: int) -> bytes:
+    """Bytes that share chunks with other bodies now and then: every other block is the same in all."""
+    filler = hashlib.sha256(b"%d" % seed).digest() * 128
+    blocks = [BLOCK if number % 2 else filler for number in range(-(-size // 4096))]
+    return b"".join(blocks)[:size]
+
+
+class World:
+    """A store and the model of it, side by side."""
+
+    def __init__(self, path: Path, *, fs: FileSystem = REAL, **options: Any) -> None:
+        self.path = path
+        self.fs = fs
+        self.options = {**OPTIONS, **options}
+        self.model = Model()
+        self.steps: list[Step] = []
+        self._version: str | None = None  # what the model's half of a step chose, for the store's half
+        self._target = ("", "")
+        self._parts: list[tuple[int, str]] = []
+        self.store = self.open()
+
+    def open(self) -> Store:
+        return Store.open(self.path, fs=self.fs, **self.options)
+
+    def close(self) -> None:
+        self.store.close()
+
+    # --- one step ---------------------------------------------------------------------------------------------
+
+    def run(self, step: Step) -> None:
+        """Does a step to both; AssertionError with all steps so far when they differ."""
+        self.steps.append(step)
+        name, *arguments = step
+        wanted, given = self.outcomes(step)
+        if given != wanted:
+            said = f"step {len(self.steps)}: {name}{tuple(arguments)}: {given!r}, not {wanted!r}"
+            raise AssertionError(said.replace(LONG, "<480 x>"))
+
+    def outcomes(self, step: Step) -> tuple[Any, Any]:
+        """What the model and the store answer. The model is changed only if the store was."""
+        name, *arguments = step
+        before = self.model.copy() if name in ("batch", "delete_many") else None
+        method: Callable[..., Any] = getattr(self, "do_" + name)
+        answers: list[Any] = []
+        for part in (0, 1):
+            try:
+                answers.append(method(part, *arguments))
+            except CordwoodError as error:
+                answers.append(type(error))
+        if before is not None and isinstance(answers[0], type):
+            self.model = before
+        return answers[0], answers[1]
+
+    # Each `do_` method is called with 0 for the model, then with 1 for the store.
+
+    def do_create_bucket(self, real: int, name: str, versioning: str) -> None:
+        if real:
+            self.store.create_bucket(name, versioning=versioning)
+        else:
+            self.model.create_bucket(name, versioning)
+
+    def do_delete_bucket(self, real: int, name: str) -> None:
+        (self.store if real else self.model).delete_bucket(name)
+
+    def do_set_versioning(self, real: int, name: str, versioning: str) -> None:
+        if real:
+            self.store.update_bucket(name, versioning=versioning)
+        else:
+            self.model.set_versioning(name, versioning)
+
+    def do_put(
+        self, real: int, bucket: str, key: str, size: int, seed: int, conditions: Conditions | None = None
+    ) -> Any:
+        data = body(size, seed)
+        metadata = {"seed": str(seed)}
+        if not real:
+            self.model.put(
+                bucket, key, Version(data, etag_of(data), metadata=tuple(metadata.items())), conditions
+            )
+            return etag_of(data), size
+        info = self.store.put(bucket, key, data, metadata=metadata, conditions=conditions)
+        self.model.set_id(bucket, key, info.version_id)
+        return info.etag, info.size
+
+    def do_delete(
+        self, real: int, bucket: str, key: str, number: int | None, conditions: Conditions | None = None
+    ) -> Any:
+        """`number` chooses a version by age, counted from the newest."""
+        if not real:
+            self._version = self._id_of(bucket, key, number)
+            return self.model.delete(bucket, key, self._version, conditions)
+        done = self.store.delete(bucket, key, version_id=self._version, conditions=conditions)
+        if number is None and done.is_delete_marker:
+            assert done.version_id is not None
+            self.model.set_id(bucket, key, done.version_id)
+        return done.is_delete_marker, done.existed
+
+    def _id_of(self, bucket: str, key: str, number: int | None) -> str | None:
+        if number is None:
+            return None
+        versions = self.model.buckets[bucket].keys.get(key, []) if bucket in self.model.buckets else []
+        return versions[number].id if number < len(versions) else "0123456789abcdef"
+
+    def do_delete_many(self, real: int, bucket: str, keys: tuple[str, ...]) -> Any:
+        if not real:
+            return [self.model.delete(bucket, key) for key in keys]
+        done = self.store.delete_many(bucket, [(key, None, None) for key in keys])
+        self._learn_ids(bucket, keys)
+        return [
+            type(each) if isinstance(each, CordwoodError) else (each.is_delete_marker, each.existed)
+            for each in done
+        ]
+
+    def do_batch(self, real: int, bucket: str, changes: tuple[Any, ...]) -> None:
+        """`changes`: (key, size, seed, conditions) puts, (key,) deletes."""
+        if real:
+            with self.store.batch() as batch:
+                for key, *rest in changes:
+                    if rest:
+                        seed = {"seed": str(rest[1])}
+                        batch.put(bucket, key, body(*rest[:2]), metadata=seed, conditions=rest[2])
+                    else:
+                        batch.delete(bucket, key)
+            self._learn_ids(bucket, [key for key, *_ in changes])
+            return
+        for key, *rest in changes:
+            if rest:
+                data = body(*rest[:2])
+                version = Version(data, etag_of(data), metadata=(("seed", str(rest[1])),))
+                self.model.put(bucket, key, version, rest[2])
+            else:
+                self.model.delete(bucket, key)
+
+    def _learn_ids(self, bucket: str, keys: Sequence[str]) -> None:
+        """Takes over the store's names for the versions of some keys."""
+        for key in dict.fromkeys(keys):
+            versions = self.model.bucket(bucket).keys.get(key)
+            if versions is not None:
+                self._learn(bucket, key, versions)
+
+    def _learn(self, bucket: str, key: str, versions: list[Version]) -> None:
+        entries = self.store.list_versions(bucket, prefix=key).entries
+        ids = [entry.version_id for entry in entries if entry.key == key]
+        assert len(ids) == len(versions), f"{key!r} has {len(ids)} versions, not {len(versions)}"
+        versions[:] = [replace(version, id=each) for version, each in zip(versions, ids, strict=True)]
+
+    def learn_all(self) -> None:
+        """After a crash: the model's newest step has ids that it was never told."""
+        for name, bucket in self.model.buckets.items():
+            for key, versions in bucket.keys.items():
+                self._learn(name, key, versions)
+            listed = [(upload.key, upload.upload_id) for upload in self.store.list_uploads(name).uploads]
+            uploads: dict[str, Any] = {}
+            for upload_id, upload in sorted(bucket.uploads.items(), key=lambda item: item[0]):
+                if (upload.key, upload_id) in listed:
+                    uploads[upload_id] = upload
+                    listed.remove((upload.key, upload_id))
+                else:
+                    rest = next(each for key, each in listed if key == upload.key)
+                    uploads[rest] = upload
+                    listed.remove((upload.key, rest))
+            bucket.uploads = uploads
+
+    def do_copy(
+        self,
+        real: int,
+        source: tuple[str, str, int | None],
+        bucket: str,
+        key: str,
+        conditions: Conditions | None,
+    ) -> Any:
+        if not real:
+            self._version = self._id_of(*source)
+            found = self.model.copy_object((*source[:2], self._version), bucket, key, conditions)
+            return found.etag
+        info = self.store.copy(*source[:2], bucket, key, src_version_id=self._version, conditions=conditions)
+        self.model.set_id(bucket, key, info.version_id)
+        return info.etag
+
+    def do_rename(self, real: int, bucket: str, old: str, new: str) -> None:
+        (self.store if real else self.model).rename(bucket, old, new)
+
+    # --- multipart --------------------------------------------------------------------------------------------
+
+    def do_create_upload(self, real: int, bucket: str, key: str, seed: int) -> None:
+        if not real:
+            self.model.bucket(bucket)
+            return
+        metadata = {"seed": str(seed)}
+        info = self.store.create_upload(bucket, key, metadata=metadata)
+        self.model.bucket(bucket).uploads[info.upload_id] = Upload(key, metadata=tuple(metadata.items()))
+
+    def _upload(self, bucket: str, number: int) -> tuple[str, str]:
+        """(key, upload id) of one of the open uploads, or of none."""
+        found = self.model.buckets.get(bucket)
+        uploads = sorted(found.uploads.items(), key=lambda item: item[0]) if found else []
+        if not uploads:
+            return "a", "0" * 32
+        upload_id, upload = uploads[number % len(uploads)]
+        return upload.key, upload_id
+
+    def do_put_part(self, real: int, bucket: str, number: int, part: int, size: int, seed: int) -> Any:
+        data = body(size, seed)
+        if not real:
+            self._target = self._upload(bucket, number)
+            self.model.upload(bucket, *self._target).parts[part] = data
+            return etag_of(data), size
+        with_parts = self.store.part_writer(bucket, *self._target, part)
+        with_parts.write(data)
+        info = with_parts.commit()
+        return info.etag, info.size
+
+    def do_copy_part(
+        self,
+        real: int,
+        bucket: str,
+        number: int,
+        part: int,
+        source: tuple[str, str],
+        range: tuple[int, int] | None,
+    ) -> Any:
+        if not real:
+            self._target = self._upload(bucket, number)
+            upload = self.model.upload(bucket, *self._target)
+            data = self.model.find(*source).data
+            if range is not None:
+                if range[0] >= len(data) or range[1] < range[0]:
+                    raise errors.InvalidRange(len(data))
+                data = data[range[0] : range[1] + 1]
+            upload.parts[part] = data
+            return etag_of(data), len(data)
+        info = self.store.copy_part(bucket, *self._target, part, *source, range=range)
+        return info.etag, info.size
+
+    def do_complete(self, real: int, bucket: str, number: int, leave_out: int) -> Any:
+        """Completes with all parts but one (`leave_out` chooses it; a large number leaves out none)."""
+        if not real:
+            self._target = key, upload_id = self._upload(bucket, number)
+            self._parts = [(1, "0" * 32)]
+            upload = self.model.upload(bucket, key, upload_id)
+            chosen = [part for at, part in enumerate(sorted(upload.parts)) if at != leave_out]
+            self._parts = [(part, etag_of(upload.parts[part])) for part in chosen]
+            self.model.complete(bucket, key, upload_id, self._parts)
+            return self.model.find(bucket, key).etag
+        info = self.store.complete_upload(bucket, *self._target, self._parts, min_part_size=0)
+        self.model.set_id(bucket, self._target[0], info.version_id)
+        return info.etag
+
+    def do_abort(self, real: int, bucket: str, number: int) -> None:
+        if not real:
+            self._target = self._upload(bucket, number)
+            self.model.upload(bucket, *self._target)
+            return
+        self.store.abort_upload(bucket, *self._target)
+        del self.model.bucket(bucket).uploads[self._target[1]]
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    def do_get(
+        self,
+        real: int,
+        bucket: str,
+        key: str,
+        number: int | None,
+        range: tuple[int | None, int | None] | None,
+    ) -> Any:
+        if not real:
+            self._version = self._id_of(bucket, key, number)
+            found = self.model.find(bucket, key, self._version)
+            data = found.data
+            if range is not None:
+                first, last = range
+                if first is None:
+                    assert last is not None
+                    first, last = max(0, len(data) - last), len(data) - 1 if last else -1
+                if first >= len(data) or (last is not None and last < first):
+                    raise errors.InvalidRange(len(data))
+                data = data[first : None if last is None else last + 1]
+            return data, found.etag, found.id, dict(found.metadata)
+        with self.store.get(bucket, key, version_id=self._version, range=range) as reader:
+            return reader.read(), reader.info.etag, reader.info.version_id, dict(reader.info.metadata)
+
+    def do_list(self, real: int, bucket: str, prefix: str, delimiter: str, page: int) -> Any:
+        if not real:
+            return self.model.list_keys(bucket, prefix, delimiter)
+        keys: list[str] = []
+        prefixes: list[str] = []
+        after = ""
+        while True:
+            found = self.store.list(
+                bucket, prefix=prefix, delimiter=delimiter, start_after=after, max_keys=page
+            )
+            assert len(found.objects) + len(found.prefixes) <= page
+            keys += [entry.key for entry in found.objects]
+            prefixes += found.prefixes
+            if not found.truncated:
+                return keys, prefixes
+            assert found.next is not None
+            after = found.next
+
+    def do_list_versions(self, real: int, bucket: str, prefix: str, delimiter: str, page: int) -> Any:
+        if not real:
+            return self.model.list_versions(bucket, prefix, delimiter)
+        entries: list[tuple[str, str]] = []
+        prefixes: list[str] = []
+        markers: dict[str, str] = {}
+        while True:
+            found = self.store.list_versions(
+                bucket, prefix=prefix, delimiter=delimiter, max_keys=page, **markers
+            )
+            assert len(found.entries) + len(found.prefixes) <= page
+            entries += [(entry.key, entry.version_id) for entry in found.entries]
+            prefixes += found.prefixes
+            if not found.truncated:
+                return entries, prefixes
+            assert found.next_key_marker is not None
+            markers = {
+                "key_marker": found.next_key_marker,
+                "version_id_marker": found.next_version_id_marker or "",
+            }
+
+    # --- maintenance ------------------------------------------------------------------------------------------
+
+    def do_reopen(self, real: int, changed: tuple[tuple[str, Any], ...] = ()) -> None:
+        """Closes and opens again, with other sizes or modes."""
+        if real:
+            before = self.store.logical_dump()
+            self.store.close()
+            self.options |= dict(changed)
+            self.store = self.open()
+            assert self.store.logical_dump() == before
+
+    def do_rebuild(self, real: int) -> None:
+        if real:
+            before = self.store.logical_dump()
+            self.store.close()
+            rebuild(self.path, fs=self.fs, map_size=self.options["map_size"])
+            self.store = self.open()
+            after = self.store.logical_dump()
+            assert after == before, difference(before, after)
+
+    def do_check(self, real: int) -> Any:
+        return observe(self.store) if real else self.model.observe()
+
+
+def difference(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Where two dumps differ, in words short enough to read."""
+    words = []
+    for name, old in before.items():
+        new = after[name]
+        if isinstance(old, list | dict) and old != new:
+            old = list(old.items()) if isinstance(old, dict) else old
+            new = list(new.items()) if isinstance(new, dict) else new
+            words.append(
+                f"{name}: lost {[each for each in old if each not in new][:3]}, "
+                f"gained {[each for each in new if each not in old][:3]}"
+            )
+        elif old != new:
+            words.append(f"{name}: {old!r} became {new!r}")
+    return "; ".join(words)
+
+
+def observe(store: Store) -> dict[str, Any]:
+    """Everything that a client can see, by reading all of it; listings must agree with reads on the way."""
+    seen: dict[str, Any] = {}
+    for bucket in store.list_buckets():
+        name = bucket.name
+        keys: dict[str, list[Version]] = {}
+        latest: set[str] = set()
+        for entry in store.list_versions(name, max_keys=1 << 20).entries:
+            null = entry.version_id == "null"
+            assert entry.is_latest == (entry.key not in keys)
+            if entry.is_latest and not entry.is_delete_marker:
+                latest.add(entry.key)
+            if entry.is_delete_marker:
+                version = Version(marker=True, null=null)
+            else:
+                with store.get(name, entry.key, version_id=entry.version_id) as reader:
+                    info, data = reader.info, reader.read()
+                    assert (info.size, info.etag) == (entry.size, entry.etag) and len(data) == entry.size
+                    assert info.parts_count or info.etag == etag_of(data)
+                    parts = tuple(part.size for part in reader.part_sizes())
+                version = Version(
+                    data, info.etag, null=null, metadata=tuple(info.metadata.items()), parts=parts
+                )
+            keys.setdefault(entry.key, []).append(version)
+        assert {entry.key for entry in store.list(name, max_keys=1 << 20).objects} == latest
+        for key in latest:
+            assert store.head(name, key).etag == keys[key][0].etag
+        uploads = []
+        for upload in store.list_uploads(name).uploads:
+            numbers = store.list_parts(name, upload.key, upload.upload_id).parts
+            found = tuple((part.number, part.etag) for part in numbers)
+            uploads.append((upload.key, tuple(upload.metadata.items()), found))
+        seen[name] = (bucket.versioning, {key: tuple(each) for key, each in keys.items()}, sorted(uploads))
+    return seen
+
+
+# --- drawing steps --------------------------------------------------------------------------------------------
+
+
+def draw_conditions(choice: Choice, model: Model, bucket: str, key: str) -> Conditions | None:
+    kind = choice.number(0, 9)
+    if kind > 3:
+        return None
+    current = model.buckets[bucket].keys.get(key) if bucket in model.buckets else None
+    etag = current[0].etag if current and choice.number(0, 3) else "0" * 32
+    return (
+        Conditions(if_none_match=("*",)),
+        Conditions(if_match=(etag,)),
+        Conditions(if_none_match=(etag,)),
+        Conditions(if_match=("*",)),
+    )[kind]
+
+
+def draw_range(choice: Choice) -> tuple[int | None, int | None] | None:
+    kind = choice.number(0, 4)
+    first = choice.pick((0, 1, 255, 4095, 4096, 5000))
+    return (None, None, (first, None), (None, choice.pick((1, 300, 5000))), (first, first + 4500))[kind]
+
+
+def _version(choice: Choice) -> int | None:
+    return choice.pick((None, None, None, 0, 1, 2))
+
+
+DRAWS: dict[str, tuple[int, Callable[[Choice, Model, str, str], Step]]] = {
+    "create_bucket": (1, lambda c, m, b, k: (b, c.pick(("", "", "Enabled")))),
+    "delete_bucket": (1, lambda c, m, b, k: (b,)),
+    "set_versioning": (1, lambda c, m, b, k: (b, c.pick(("Enabled", "Suspended")))),
+    "put": (
+        14,
+        lambda c, m, b, k: (b, k, c.pick(SIZES), c.number(0, 3), draw_conditions(c, m, b, k)),
+    ),
+    "delete": (
+        7,
+        lambda c, m, b, k: (b, k, _version(c), None if c.number(0, 4) else draw_conditions(c, m, b, k)),
+    ),
+    "delete_many": (1, lambda c, m, b, k: (b, tuple(c.pick(KEYS) for _ in range(c.number(1, 4))))),
+    "batch": (
+        2,
+        lambda c, m, b, k: (b, tuple(_change(c, m, b) for _ in range(c.number(1, 4)))),
+    ),
+    "copy": (
+        3,
+        lambda c, m, b, k: ((c.pick(BUCKETS), c.pick(KEYS), _version(c)), b, k, draw_conditions(c, m, b, k)),
+    ),
+    "rename": (3, lambda c, m, b, k: (b, c.pick(FOLDERS), c.pick(FOLDERS))),
+    "create_upload": (2, lambda c, m, b, k: (b, k, c.number(0, 3))),
+    "put_part": (4, lambda c, m, b, k: (b, c.number(0, 2), c.number(1, 3), c.pick(SIZES), c.number(0, 3))),
+    "copy_part": (
+        2,
+        lambda c, m, b, k: (
+            b,
+            c.number(0, 2),
+            c.number(1, 3),
+            (b, k),
+            c.pick((None, (0, 5000), (4096, 9000))),
+        ),
+    ),
+    "complete": (2, lambda c, m, b, k: (b, c.number(0, 2), c.number(0, 9))),
+    "abort": (1, lambda c, m, b, k: (b, c.number(0, 2))),
+    "get": (6, lambda c, m, b, k: (b, k, _version(c), draw_range(c))),
+    "list": (4, lambda c, m, b, k: (b, c.pick(PREFIXES), c.pick(DELIMITERS), c.pick((1, 2, 3, 1000)))),
+    "list_versions": (
+        2,
+        lambda c, m, b, k: (b, c.pick(PREFIXES), c.pick(DELIMITERS), c.pick((1, 2, 3, 1000))),
+    ),
+}
+MAINTENANCE: dict[str, Callable[[Choice], Step]] = {
+    "reopen": lambda c: (
+        (
+            ("volume_size", c.pick((1 << 16, 1 << 18))),
+            ("chunk_size", c.pick((4096, 8192))),
+            ("inline_max", c.pick((0, 256, 4096))),
+            ("dedup", c.pick((True, True, False))),
+        ),
+    ),
+    "rebuild": lambda c: (),
+}
+_WEIGHTED = [name for name, (weight, _) in DRAWS.items() for _ in range(weight)]
+
+
+def _change(choice: Choice, model: Model, bucket: str) -> tuple[Any, ...]:
+    key = choice.pick(KEYS)
+    if not choice.number(0, 2):
+        return (key,)
+    conditions = None if choice.number(0, 4) else draw_conditions(choice, model, bucket, key)
+    return key, choice.pick(SIZES), choice.number(0, 3), conditions
+
+
+def draw(choice: Choice, model: Model, name: str | None = None) -> Step:
+    """A step of a kind, or of any."""
+    name = name or choice.pick(_WEIGHTED)
+    bucket, key = choice.pick((*BUCKETS[:1] * 3, *BUCKETS)), choice.pick(KEYS)
+    return (name, *DRAWS[name][1](choice, model, bucket, key))
+
+
+def draw_maintenance(choice: Choice) -> Step:
+    name = choice.pick(tuple(MAINTENANCE))
+    return (name, *MAINTENANCE[name](choice))
