@@ -29,6 +29,7 @@ from cordwood.engine.apply import Applier
 from cordwood.engine.core import read_manifest
 from cordwood.engine.errors import Corrupt
 from cordwood.engine.format import (
+    ALIGNMENT,
     SUPERBLOCK_SIZE,
     Flag,
     Layout,
@@ -101,7 +102,9 @@ def change_of(file: VolumeFile, record: Record) -> Change:
 
 def _is_synced(file: VolumeFile, position: int, size: int) -> int | None:
     """Where valid records go on behind a bad place, if one of them proves that the bad place had been synced."""
-    first = file.find_valid(position, size)
+    first = file.find_valid(
+        position + ALIGNMENT, size
+    )  # the header at `position` may be good, its head or body not
     header = first
     while header is not None:
         end = header.offset
