@@ -6,7 +6,7 @@ Invariants:
 * All appends of a process go through one volume at a time, under one lock.
 * A volume is synced and sealed before the next one takes its first record, so nothing committed later can rest on
   bytes of the earlier volume that are not durable.
-* `watermarks` tells, at one moment under the lock, how far each volume of this process is written.
+* `watermarks` tells, under the lock of a batch, how far each volume of this process is written with that batch.
 """
 
 from __future__ import annotations
@@ -90,11 +90,12 @@ class Appender:
             self._health.fail(f"{self._volumes.directory}: {error}")
             raise ReadOnly(f"{self._volumes.directory}: {error}; reopen the store to recover") from error
 
-    def watermarks(self) -> dict[int, VolumeRow]:
-        """State and end of every volume of ours that the index does not know in full; call within `batch`."""
+    def watermarks(self, end: int) -> dict[int, VolumeRow]:
+        """State and end of every volume of ours that the index does not know in full, `end` being that of the active
+        one once the batch is written; call within `batch`."""
         rows = {sealed.id: VolumeRow(VolumeState.SEALED, sealed.tail) for sealed in self._sealed}
         if self._active is not None:
-            rows[self._active.id] = VolumeRow(VolumeState.ACTIVE, self._active.tail)
+            rows[self._active.id] = VolumeRow(VolumeState.ACTIVE, end)
         return rows
 
     def indexed(self, watermarks: dict[int, VolumeRow]) -> None:

@@ -312,16 +312,18 @@ class Committer:
                 if not decision.records:
                     txn.raw.abort()
                     return outcomes
+                watermarks = self._appender.watermarks(decision.position)
+                txn.put_clock(decision.clock)
+                applier.finish(
+                    watermarks
+                )  # before the append: a full index then costs this batch, not the store
                 active.append(decision.records)
-                watermarks = self._appender.watermarks()
         except BaseException:
             txn.raw.abort()
             raise
         try:
             if self._sync:
                 active.sync()
-            txn.put_clock(decision.clock)
-            applier.finish(watermarks)
             self._index.commit(txn)
         except BaseException as error:
             txn.raw.abort()
