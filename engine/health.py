@@ -9,8 +9,10 @@ the kernel may have dropped the dirty pages and report success the second time.
 from __future__ import annotations
 
 import logging
+import os
+import weakref
 
-from cordwood.engine.errors import ReadOnly
+from cordwood.engine.errors import Closed, CordwoodError, ReadOnly
 
 _log = logging.getLogger("cordwood.engine")
 
@@ -20,6 +22,8 @@ class Health:
 
     def __init__(self, failure: str | None = None) -> None:
         self.failure = failure
+        self._error: type[CordwoodError] = ReadOnly
+        _alive.add(self)
 
     def fail(self, why: str) -> None:
         if self.failure is None:
@@ -27,6 +31,22 @@ class Health:
             _log.error("the store is read-only now: %s", why)
 
     def check(self) -> None:
-        """Raises ReadOnly when the store takes no writes."""
+        """Raises ReadOnly when the store takes no writes; Closed in a process forked from the one that opened it."""
         if self.failure is not None:
-            raise ReadOnly(self.failure)
+            raise self._error(self.failure)
+
+    def disown(self) -> None:
+        """Called in a forked child: an append by it would overwrite its parent's."""
+        self.failure = "the store was opened before a fork; open it again in this process"
+        self._error = Closed
+
+
+_alive: weakref.WeakSet[Health] = weakref.WeakSet()
+
+
+def _disown_all_after_fork() -> None:
+    for health in _alive:
+        health.disown()
+
+
+os.register_at_fork(after_in_child=_disown_all_after_fork)

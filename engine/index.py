@@ -21,7 +21,9 @@ Tables (key -> row):
 
 from __future__ import annotations
 
+import os
 import struct
+import weakref
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +32,7 @@ from typing import Any, NamedTuple, cast
 import lmdb
 import msgspec
 
-from cordwood.engine.errors import Busy, Corrupt, Full
+from cordwood.engine.errors import Busy, Closed, Corrupt, Full
 from cordwood.engine.format import BucketHead
 from cordwood.engine.fs import FULL_ERRNOS, FileSystem
 from cordwood.engine.volume import Place
@@ -471,6 +473,7 @@ class Index:
         self._fs = fs
         self._page_size = int(self._env.stat()["psize"])
         self._file_size = 0
+        _alive.add(self)
 
     def close(self) -> None:
         self._env.close()
@@ -548,6 +551,18 @@ class Index:
             return sizes
 
 
+_alive: weakref.WeakSet[Index] = weakref.WeakSet()
+
+
+def _close_all_after_fork() -> None:
+    """LMDB must not be used across a fork, and would not let the child open the same index for itself."""
+    for index in _alive:
+        index.close()
+
+
+os.register_at_fork(after_in_child=_close_all_after_fork)
+
+
 def translate(error: lmdb.Error, directory: Path) -> Exception:
     """LMDB's error as one of ours, with the way out."""
     if isinstance(error, lmdb.MapFullError):
@@ -556,6 +571,8 @@ def translate(error: lmdb.Error, directory: Path) -> Exception:
         return Busy(f"index {directory}: all {MAX_READERS} reader slots are taken")
     if isinstance(error, lmdb.DiskError) or any(str(number) in str(error) for number in FULL_ERRNOS):
         return Full(f"index {directory}: {error}")
+    if "closed" in str(error):
+        return Closed(f"index {directory} is closed, or was opened before a fork")
     if "already open" in str(error):
         return Busy(f"index {directory} is open in this process already: share that Store object")
     return Corrupt(f"index {directory}: {error}; `cordwood rebuild` makes a new index from the volumes")
