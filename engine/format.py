@@ -65,11 +65,11 @@ class Superblock(NamedTuple):
         magic, version, header_size, store, volume, salt, node, created = _SUPERBLOCK.unpack_from(block)
         if magic != SUPERBLOCK_MAGIC:
             raise Corrupt(f"{where}: not a Cordwood volume (bad magic)")
-        if version != FORMAT_VERSION or header_size != HEADER_SIZE:
-            raise UnsupportedFormat(f"{where}: volume format {version}; this program reads {FORMAT_VERSION}")
         (crc,) = _CRC.unpack_from(block, SUPERBLOCK_SIZE - _CRC.size)
         if crc != crc32c(block[: SUPERBLOCK_SIZE - _CRC.size]):
             raise Corrupt(f"{where}: superblock CRC does not match")
+        if version != FORMAT_VERSION or header_size != HEADER_SIZE:
+            raise UnsupportedFormat(f"{where}: volume format {version}; this program reads {FORMAT_VERSION}")
         return Superblock(store, volume, salt, node, created)
 
 

@@ -376,16 +376,16 @@ class Volumes:
                 raise
             try:
                 if not self._fs.lock(fd, shared=False):
-                    raise ReadOnly(f"volume {volume}: a new file is locked by somebody else")
+                    raise FileExistsError(f"{temporary} was taken for a leftover by another process")
                 superblock = Superblock(self._store, volume, salt, self._node, clock)
                 self._fs.write_all(fd, [superblock.pack()], 0)
                 self._fs.datasync(fd)
                 self._fs.link(temporary, path)
             except OSError as error:
                 self._fs.close(fd)
-                self._fs.unlink(temporary)
-                if isinstance(error, FileExistsError):
-                    continue  # another process took this id between the look and the link
+                self._fs.unlink_if_there(temporary)
+                if isinstance(error, FileExistsError | FileNotFoundError):
+                    continue  # another process took this id, or the temporary file for a leftover
                 if error.errno in FULL_ERRNOS:
                     raise Full(f"no room for a new volume: {error.strerror}") from error
                 raise
@@ -410,7 +410,10 @@ class Volumes:
         for name in self._fs.names(self.directory):
             if name.startswith(".") and name.endswith(".tmp"):
                 path = self.directory / name
-                fd = self._fs.open_write(path)
+                try:
+                    fd = self._fs.open_write(path)
+                except FileNotFoundError:
+                    continue  # it was no leftover: another process has just given it its final name
                 try:
                     if self._fs.lock(fd, shared=False):
                         self._fs.unlink_if_there(path)
