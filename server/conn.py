@@ -391,6 +391,8 @@ class _RequestBody:
             while True:
                 piece = receiver.next_body()
                 if piece is not None:
+                    if receiver.is_decoding:
+                        await trio.lowlevel.checkpoint()
                     return piece
                 data = await client.receive(_BODY_READ_BYTES)
                 if not data:

@@ -33,6 +33,7 @@ MAX_HEADERS: Final = 200
 
 _MAX_BLANK_LINES: Final = 8
 _MAX_CHUNK_LINE_BYTES: Final = 256
+_LINES_PER_CALL: Final = 2048  # some 5 ms of work, however small the chunks are
 _MAX_CHUNK_EXTENSION_BYTES: Final = 16 << 10  # of one body
 _MAX_TRAILER_BYTES: Final = 8 << 10
 
@@ -267,6 +268,11 @@ class RequestReceiver:
         return self._body_left if self._chunked is None or self._chunked.is_done else None
 
     @property
+    def is_decoding(self) -> bool:
+        """Whether there is more to decode at once: a chance to give others a turn."""
+        return self._chunked is not None and not self._chunked.is_done and self._position < len(self._buffer)
+
+    @property
     def trailers(self) -> list[tuple[str, str]]:
         """Trailer fields of a chunked body (lower-case names), kept apart from the headers."""
         return [] if self._chunked is None else self._chunked.trailers
@@ -292,14 +298,11 @@ class RequestReceiver:
         return piece
 
     def _next_chunked(self, chunked: ChunkedDecoder) -> bytes | None:
-        if chunked.is_done:
-            return b""
-        if self._position == len(self._buffer):
-            return None
-        piece, self._position = chunked.decode(self._buffer, self._position)
-        if piece or chunked.is_done:
-            return piece
-        return None
+        while self._position < len(self._buffer) and not chunked.is_done:
+            piece, self._position = chunked.decode(self._buffer, self._position)
+            if piece:
+                return piece
+        return b"" if chunked.is_done else None
 
 
 class ChunkedDecoder:
@@ -319,11 +322,15 @@ class ChunkedDecoder:
         self._trailer_bytes = 0
 
     def decode(self, data: bytes, position: int) -> tuple[bytes, int]:
-        """Decode from `position`; return (decoded bytes, where decoding stopped). Stops early only when done."""
+        """Decode from `position`; return (decoded bytes, where decoding stopped).
+
+        Stops before the end of `data` when the body is done, and after some thousand lines.
+        """
         pieces: list[bytes | memoryview] = []
         view = memoryview(data)
         end = len(data)
-        while position < end and not self.is_done:
+        lines_left = _LINES_PER_CALL
+        while position < end and lines_left and not self.is_done:
             if self._left:
                 piece = view[position : position + self._left]
                 pieces.append(piece)
@@ -331,6 +338,7 @@ class ChunkedDecoder:
                 self._left -= len(piece)
                 continue
             position = self._read_line(data, position)
+            lines_left -= 1
         return b"".join(pieces), position
 
     def _read_line(self, data: bytes, position: int) -> int:

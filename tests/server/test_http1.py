@@ -388,6 +388,20 @@ def test_any_input_is_read_or_refused_by_the_one_named_error(data: bytes, cuts: 
         assert 400 <= error.status < 600
 
 
+def test_many_tiny_chunks_are_decoded_in_turns() -> None:
+    receiver = RequestReceiver()
+    receiver.feed(b"PUT / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
+    receiver.feed(b"1\r\na\r\n" * 10_000 + b"0\r\n\r\n")
+    assert receiver.next_head() is not None
+    pieces = []
+    while piece := receiver.next_body():
+        pieces.append(piece)
+        assert len(piece) <= 1024
+        assert receiver.is_decoding or len(pieces) == 10
+    assert b"".join(pieces) == b"a" * 10_000
+    assert receiver.is_body_complete
+
+
 # -- responses -----------------------------------------------------------------------------------------------
 
 
