@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from cordwood.server.wire.checksums import hasher
-from tests.cli.harness import Person, Served, command, environment, eventually
+from tests.cli.harness import Person, Served, command, environment, eventually, serving
 
 MIB = 1 << 20
 LARGE = 37 * MIB + 12345  # several parts, the last one short
@@ -251,6 +251,27 @@ def test_an_upload_survives_broken_connections(
     with breaking_proxy(server.port, [10, 0, 10, 5]) as url:
         with_keys(person, url).run("cp", "large", f"s3://{bucket}/x")
     assert person.run_bytes("cat", f"s3://{bucket}/x").stdout == large
+
+
+def test_a_copy_survives_workers_that_are_killed(tmp_path: Path) -> None:
+    files = {f"{number % 7}/{number}": random.Random(number).randbytes(number * 97) for number in range(400)}
+    for name, data in files.items():
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_bytes(data)
+    person = Person(tmp_path / "home", {}, tmp_path)
+    with serving(person.home, tmp_path / "store", "--workers", "2") as served:
+        person.run("mb", "s3://tree")
+        copying = subprocess.Popen(
+            command("cp", "-r", "-q", "tree", "s3://tree"), cwd=tmp_path, env=environment(person.home)
+        )
+        for _ in range(3):
+            time.sleep(0.2)
+            os.kill(served.workers()[0], signal.SIGKILL)
+            eventually(lambda: len(served.workers()) == 2)
+        assert copying.wait(60) == 0
+        assert served.output.count(" died ") == 3
+        person.run("cp", "-r", "s3://tree", "back", "-q")
+    assert tree(tmp_path / "back") == files
 
 
 @contextmanager
