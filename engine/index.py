@@ -473,6 +473,7 @@ class Index:
         self._fs = fs
         self._page_size = int(self._env.stat()["psize"])
         self._file_size = 0
+        self.is_read_only = read_only
         _alive.add(self)
 
     def close(self) -> None:

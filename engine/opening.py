@@ -258,6 +258,11 @@ def _open_core(
     volumes = Volumes(fs, directory / VOLUMES_NAME, identity.store, identity.node)
     if options.read_only:
         index = Index(fs, directory / INDEX_NAME, map_size=options.map_size, sync=True, read_only=True)
+        try:
+            _check_store(index, identity, directory)
+        except BaseException:
+            index.close()
+            raise
         health = Health("the store was opened read-only")
         return _core(fs, index, volumes, health, None, None, options), None
     recovery_path = directory / RECOVERY_NAME
@@ -316,7 +321,7 @@ def _core(
 def _check_store(index: Index, identity: Identity, directory: Path) -> None:
     with index.read() as txn:
         store = txn.store()
-    if store is None:
+    if store is None and not index.is_read_only:
         txn = index.begin()
         txn.put_store(identity.store)
         txn.put_clock(tick(0))
