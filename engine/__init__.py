@@ -18,10 +18,12 @@ if __name__ != "cordwood.engine":
 
 from cordwood.engine import errors
 from cordwood.engine.batch import Batch
+from cordwood.engine.check import CheckReport, check_store
 from cordwood.engine.commit import Pending
 from cordwood.engine.compactor import CompactionPolicy, CompactionReport
 from cordwood.engine.errors import CordwoodError
-from cordwood.engine.maintenance import Maintenance, compact
+from cordwood.engine.inspect import StoreFigures, dump_volume, measure_store
+from cordwood.engine.maintenance import Maintenance, compact, scrub_status
 from cordwood.engine.model import (
     BucketInfo,
     Conditions,
@@ -38,12 +40,15 @@ from cordwood.engine.model import (
 )
 from cordwood.engine.opening import rebuild
 from cordwood.engine.reader import ObjectReader, Span
+from cordwood.engine.rebuild import RebuildReport
+from cordwood.engine.scrub import ScrubStatus
 from cordwood.engine.store import Store
 from cordwood.engine.writer import ObjectWriter, PartWriter
 
 __all__ = [
     "Batch",
     "BucketInfo",
+    "CheckReport",
     "CompactionPolicy",
     "CompactionReport",
     "Conditions",
@@ -59,13 +64,20 @@ __all__ = [
     "PartListing",
     "PartWriter",
     "Pending",
+    "RebuildReport",
+    "ScrubStatus",
     "Span",
     "Store",
+    "StoreFigures",
     "UploadInfo",
     "UploadListing",
     "VersionListing",
     "check_bucket_name",
+    "check_store",
     "compact",
+    "dump_volume",
     "errors",
+    "measure_store",
     "rebuild",
+    "scrub_status",
 ]

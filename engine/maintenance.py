@@ -19,10 +19,11 @@ from cordwood.engine import opening
 from cordwood.engine.clock import milliseconds
 from cordwood.engine.compactor import CompactionPolicy, CompactionReport, Compactor, Progress
 from cordwood.engine.core import Core
-from cordwood.engine.errors import CordwoodError
+from cordwood.engine.errors import CordwoodError, StoreNotFound
 from cordwood.engine.fs import REAL, FileSystem
 from cordwood.engine.index import UploadRow
 from cordwood.engine.operations import AbortUpload, upload_id_of
+from cordwood.engine.scrub import Scrubber, ScrubStatus, read_status
 
 _log = logging.getLogger("cordwood.compaction")
 
@@ -72,6 +73,10 @@ class Maintenance:
     def abort_abandoned(self, age_s: float, *, dry_run: bool = False) -> list[str]:
         """Aborts multipart uploads in which nothing happened for `age_s` seconds; returns their ids."""
         return abort_abandoned(self._core, age_s, dry_run=dry_run)
+
+    def scrubber(self, *, should_stop: Callable[[], bool] | None = None) -> Scrubber:
+        """The background reader of this store, at the place where it last stopped."""
+        return Scrubber(self._core, should_stop=should_stop)
 
     def release_removed(self) -> int:
         """Lets go of the files of volumes that were removed, so that their space comes back."""
@@ -135,3 +140,11 @@ def compact(
     if shrink_index and not policy.dry_run:
         opening.shrink_index(directory, fs=fs, map_size=map_size)
     return report
+
+
+def scrub_status(path: str | os.PathLike[str], *, fs: FileSystem = REAL) -> ScrubStatus | None:
+    """What the last scrub of a store left; None when there was none. StoreNotFound."""
+    directory = Path(path).absolute()
+    if opening.read_identity(fs, directory) is None:
+        raise StoreNotFound(f"{directory} holds no Cordwood store")
+    return read_status(directory, fs)
