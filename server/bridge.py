@@ -74,9 +74,10 @@ class Bridge:
             return trio.lowlevel.Abort.SUCCEEDED
 
         while True:
+            # First of all, too: a commit may have begun before this task ran for the first time.
+            self._start_commits()
             self._starter = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(abort)
-            self._start_commits()
 
     async def wait(self, future: Pending[T] | Future[T]) -> T:
         """The result of what another thread completes."""

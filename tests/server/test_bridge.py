@@ -100,3 +100,45 @@ async def test_a_call_in_a_thread_is_waited_for_even_when_cancelled() -> None:
     with trio.move_on_after(0.001):
         await bridge.run(slow)
     assert finished == [1]
+
+
+async def test_a_commit_begun_before_the_first_pass_of_the_loop_is_started() -> None:
+    future: Future[int] = Future()
+    begun: list[Future[int]] = []
+
+    def start() -> None:
+        for each in begun:
+            each.set_result(1)
+
+    bridge = Bridge(start)
+    begun.append(future)
+    with trio.fail_after(5):
+        assert await bridge.committed(future) == 1
+
+
+async def test_commits_of_one_pass_are_started_together_and_none_is_forgotten() -> None:
+    begun: list[Future[int]] = []
+    starts: list[int] = []
+
+    def start() -> None:
+        if begun:
+            starts.append(len(begun))
+        for each in begun:
+            each.set_result(1)
+        begun.clear()
+
+    bridge = Bridge(start)
+    await trio.testing.wait_all_tasks_blocked()
+
+    async def commit_ten_times() -> None:
+        for _ in range(10):
+            future: Future[int] = Future()
+            begun.append(future)
+            assert await bridge.committed(future) == 1
+
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(commit_ten_times)
+    assert sum(starts) == 200
+    assert len(starts) < 60
