@@ -74,7 +74,13 @@ class Application:
         self._service = Service(store, Bridge(store.start_commits), region, self.authorise, self.owns)
 
     async def __call__(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response:
-        verified = authenticate(head, secret_for=self._secret_for, region=self._region, now_s=time.time())
+        verified = authenticate(
+            head,
+            secret_for=self._secret_for,
+            region=self._region,
+            now_s=time.time(),
+            host_bucket=self._router.host_bucket(head),
+        )
         route = self._router.route(head)
         operation = route.operation
         entry = HANDLERS.get(operation.name)

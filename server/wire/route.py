@@ -178,7 +178,7 @@ class Router:
         """(bucket, key, virtual-host style?). The bucket name is not validated, the key's length and bytes are."""
         path = head.raw_path
         if self._suffixes:
-            bucket = self._bucket_of_host(head.headers.get("host", ""))
+            bucket = self.host_bucket(head)
             if bucket:
                 return bucket, _key(path[1:]), True
         raw_bucket, slash, raw_key = path[1:].partition(b"/")
@@ -187,8 +187,11 @@ class Router:
             return bucket, "", False
         return bucket, _key(raw_key), False
 
-    def _bucket_of_host(self, host: str) -> str:
-        name = host.lower()
+    def host_bucket(self, head: RequestHead) -> str:
+        """The bucket that the Host names; "" in path style."""
+        if not self._suffixes:
+            return ""
+        name = head.headers.get("host", "").lower()
         if name.rpartition(":")[2].isdigit():
             name = name.rpartition(":")[0]
         for suffix in self._suffixes:

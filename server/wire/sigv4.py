@@ -28,6 +28,7 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Final, Literal, Protocol
 
+from cordwood.server.wire import sigv2
 from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.message import RequestHead
 from cordwood.server.wire.signing import (
@@ -142,9 +143,11 @@ def authenticate(
     region: str,
     now_s: float,
     service: str = "s3",
+    host_bucket: str = "",
 ) -> Verified:
     """Check the signature of a request head. `secret_for` gives the credential of an access key, or None.
 
+    `host_bucket` is the bucket that the Host names in virtual-host style: Signature Version 2 signs it.
     Raises S3Error. The body is not looked at: what it must satisfy is in the plan of the answer.
     """
     header = head.headers.get("authorization")
@@ -159,6 +162,8 @@ def authenticate(
                 ArgumentValue=header,
             )
         claim = _claim_of_header(head, header, now_s)
+    elif parameters.keys() & _SIGV2_PARAMETERS:
+        return _verify_version_2(head, parameters, secret_for, now_s, host_bucket)
     elif parameters:
         claim = _claim_of_query(head, parameters, now_s)
     else:
@@ -177,6 +182,35 @@ def authenticate(
             raise _mismatch(head, claim)
     identity = _identity(credential.access_key, credential.owner_id, credential.display_name)
     return Verified(_AUTHENTICATOR, identity, _payload_plan(head, claim.payload_hash, claim, key))
+
+
+def _verify_version_2(
+    head: RequestHead,
+    parameters: dict[str, str],
+    secret_for: Callable[[str], Account | None],
+    now_s: float,
+    host_bucket: str,
+) -> Verified:
+    if parameters.keys() & set(_PRESIGNED_PARAMETERS):
+        raise s3_error("InvalidArgument", "Only one auth mechanism allowed; the query has parameters of two.")
+    if "x-amz-security-token" in parameters or "x-amz-security-token" in head.headers:
+        raise _no_tokens()
+    sigv2.check_lifetime(parameters, now_s)
+    access_key = parameters["awsaccesskeyid"]
+    credential = secret_for(access_key)
+    if credential is None:
+        raise s3_error("InvalidAccessKeyId", AWSAccessKeyId=access_key)
+    text = sigv2.string_to_sign(head, parameters["expires"], host_bucket)
+    if not sigv2.is_signed(credential.secret_key, text, parameters["signature"]):
+        raise s3_error(
+            "SignatureDoesNotMatch",
+            AWSAccessKeyId=access_key,
+            StringToSign=text,
+            SignatureProvided=parameters["signature"],
+        )
+    identity = _identity(credential.access_key, credential.owner_id, credential.display_name)
+    declared = head.headers.get("x-amz-content-sha256") or UNSIGNED_PAYLOAD
+    return Verified(_AUTHENTICATOR, identity, _payload_plan(head, declared, None, b""))
 
 
 @lru_cache(maxsize=1024)
@@ -287,14 +321,6 @@ def _parse_components(text: str) -> tuple[str, str, str, str, str, str, Sequence
 
 
 def _claim_of_query(head: RequestHead, parameters: dict[str, str], now_s: float) -> _Claim:
-    if parameters.keys() & _SIGV2_PARAMETERS:
-        # What boto3 and awscli presign with by default for an endpoint that is not AWS, so say what helps.
-        raise s3_error(
-            "InvalidRequest",
-            f"Presigned URLs of Signature Version 2 are not supported. Please use {ALGORITHM}: in boto3 with "
-            "Config(signature_version='s3v4'), in awscli after "
-            "`aws configure set default.s3.signature_version s3v4`.",
-        )
     if "x-amz-security-token" in parameters or "x-amz-security-token" in head.headers:
         raise _no_tokens()
     if any(name not in parameters for name in _PRESIGNED_PARAMETERS):
@@ -353,7 +379,7 @@ def _authentication_parameters(query: list[tuple[str, str]]) -> dict[str, str]:
     duplicate = ""
     for name, value in query:
         lower = name.lower()
-        if lower.startswith("x-amz-") or lower in _SIGV2_PARAMETERS:
+        if lower.startswith("x-amz-") or lower in sigv2.PARAMETERS:
             if lower in found:
                 duplicate = name
             found[lower] = value
