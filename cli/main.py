@@ -27,9 +27,14 @@ _COMMANDS = {
     "mb": ("buckets", "Make a bucket."),
     "rb": ("buckets", "Remove a bucket."),
     "cat": ("objects", "Write an object to standard output."),
-    "stat": ("objects", "Show the headers and metadata of an object."),
+    "stat": ("stat", "Show an object, or the shape of the store in a directory."),
     "presign": ("objects", "Make a URL that works without keys for a while."),
     "speedtest": ("speedtest", "Measure an S3 endpoint."),
+    "compact": ("maintenance", "Give back the space of what was deleted, in a store at rest."),
+    "fsck": ("maintenance", "Check a store at rest, and repair it."),
+    "rebuild": ("maintenance", "Make a new index from the volumes alone."),
+    "scrub": ("maintenance", "Read everything and verify it, or show what that found."),
+    "dump": ("maintenance", "Print the records of one volume file."),
 }
 
 

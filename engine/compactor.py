@@ -236,7 +236,8 @@ class Compactor:
 
     def _may_take(self, volume: int, row: VolumeRow, size: int) -> bool:
         if row.state == VolumeState.QUARANTINED:
-            return row.live_bytes == 0
+            # A full run tries again to save what else is in it, and removes it once nothing in it lives.
+            return row.live_bytes == 0 or self._policy.full
         if row.state == VolumeState.ACTIVE:
             return self._is_alone and row.watermark == size and size > SUPERBLOCK_SIZE
         if row.state != VolumeState.SEALED:
@@ -259,7 +260,7 @@ class Compactor:
         min_dead = 1 if policy.full else policy.min_dead_bytes
         why = ""
         if candidate.state == VolumeState.QUARANTINED:
-            why = "nothing in it lives any more"
+            why = "it is quarantined; what can be read is saved"
         elif not candidate.live_bytes and not row.oldest_dead and self._holds_needed_tombstones(candidate):
             pass  # only tombstones, and none may go yet
         elif not candidate.live_bytes and not row.oldest_dead:

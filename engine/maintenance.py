@@ -74,9 +74,9 @@ class Maintenance:
         """Aborts multipart uploads in which nothing happened for `age_s` seconds; returns their ids."""
         return abort_abandoned(self._core, age_s, dry_run=dry_run)
 
-    def scrubber(self, *, should_stop: Callable[[], bool] | None = None) -> Scrubber:
+    def scrubber(self, *, rate_bytes_s: int = 0, should_stop: Callable[[], bool] | None = None) -> Scrubber:
         """The background reader of this store, at the place where it last stopped."""
-        return Scrubber(self._core, should_stop=should_stop)
+        return Scrubber(self._core, rate_bytes_s=rate_bytes_s, should_stop=should_stop)
 
     def release_removed(self) -> int:
         """Lets go of the files of volumes that were removed, so that their space comes back."""

@@ -2,7 +2,8 @@
 
 Theory: volumes are read in the order of their ids, every record's head, body and digest verified, at a rate that
 comes round once in a settable number of days. A cursor and the findings are kept in DIR/SCRUB, so that a restart goes
-on where the last process stopped. A record that reads badly is read once more, past the kernel's cache, before it counts.
+on where the last process stopped. A record that reads badly is read once more, past the kernel's cache, before it
+counts.
 
 Must not know: threads, processes, where the status is shown.
 
@@ -25,7 +26,7 @@ from blake3 import blake3
 
 from cordwood.engine.core import Core
 from cordwood.engine.errors import CordwoodError, Corrupt
-from cordwood.engine.filling import change
+from cordwood.engine.filling import Pacer, change
 from cordwood.engine.format import CHUNK_ID_SIZE, SUPERBLOCK_SIZE, Flag, RecordType
 from cordwood.engine.fs import REAL, FileSystem
 from cordwood.engine.index import Txn, VolumeRow, VolumeState
@@ -87,8 +88,11 @@ def read_status(directory: Path, fs: FileSystem = REAL) -> ScrubStatus | None:
 class Scrubber:
     """Reads on from where the last scrub of this store stopped. One per store at a time."""
 
-    def __init__(self, core: Core, *, should_stop: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self, core: Core, *, rate_bytes_s: int = 0, should_stop: Callable[[], bool] | None = None
+    ) -> None:
         self._core = core
+        self._pacer = Pacer(rate_bytes_s)
         self._directory = core.volumes.directory.parent
         self._should_stop = should_stop or (lambda: False)
         self.status = read_status(self._directory, core.fs) or ScrubStatus()
@@ -175,6 +179,7 @@ class Scrubber:
                     damage = Damage(item.header.offset, position, why, item.header, item.head)
                     self._is_bad(file.id, row, damage.offset, position, why, damage)
                 status.records += 1
+                self._pacer.spend(item.header.length)
             if position - start >= budget or self._should_stop():
                 break
         self._forgive_read(file.id, start, position)
