@@ -83,10 +83,6 @@ class Application:
         )
         route = self._router.route(head)
         operation = route.operation
-        entry = HANDLERS.get(operation.name)
-        if entry is None:
-            self._admit(verified.identity, _action(operation))
-            raise s3_error("NotImplemented")
         bucket = route.bucket
         info: BucketInfo | None = None
         request: Request | None = None
@@ -95,6 +91,9 @@ class Application:
                 info = self.authorise(verified, _action(operation), bucket, route.key)
             else:
                 self._admit(verified.identity, _action(operation))
+            entry = HANDLERS.get(operation.name)
+            if entry is None:
+                raise s3_error("NotImplemented")
             params = read_params(operation, head, entry.refused)
             if info is not None and "ExpectedBucketOwner" in params:
                 _check_expected_owner(params["ExpectedBucketOwner"], info, verified.identity)

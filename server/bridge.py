@@ -59,7 +59,7 @@ class Bridge:
             except Exception:
                 return
 
-    async def committed(self, future: Pending[T]) -> T:
+    async def committed(self, future: Pending[T] | Future[T]) -> T:
         """The outcome of a commit that was begun with `wake=False`."""
         starter, self._starter = self._starter, None
         if starter is not None:
