@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import random
 import signal
@@ -335,6 +336,37 @@ def make_big_file(target: Path, size_bytes: int, seed: int = 1) -> None:
             block = source.randbytes(min(left, 8 * MIB))
             stream.write(block)
             left -= len(block)
+
+
+class Blocks(io.RawIOBase):
+    """A readable, seekable stream in which no two aligned MiB are equal; nothing of it is on a disk."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
+        self._position = 0
+        self._base = random.Random(7).randbytes(MIB - 8)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size_bytes}[whence]
+        self._position = origin + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Up to the end of the current MiB."""
+        number, skip = divmod(self._position, MIB)
+        size = max(0, min(len(buffer), MIB - skip, self._size_bytes - self._position))
+        buffer[:size] = (number.to_bytes(8, "big") + self._base)[skip : skip + size]
+        self._position += size
+        return size
 
 
 def files_below(root: Path) -> dict[str, Path]:

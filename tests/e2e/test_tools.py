@@ -16,6 +16,7 @@ from boto3.s3.transfer import TransferConfig
 
 from tests.e2e.harness import (
     MIB,
+    Blocks,
     Server,
     assert_objects_match,
     assert_same_tree,
@@ -96,6 +97,26 @@ def test_a_big_single_put_and_get_stream_through_flat_memory(
     assert digest.hexdigest() == expected
     peaks = {pid: peak_memory_bytes(pid) for pid in server.processes()}
     assert max(peaks.values()) < PEAK_MEMORY_BYTES, f"peak resident bytes by process: {peaks}"
+
+
+@pytest.mark.long
+def test_five_gibibytes_in_one_put_and_one_get_stream_through_flat_memory(server: Server, boto: Any) -> None:
+    """The largest object that S3 takes in a single PUT."""
+    size = 5 << 30
+    boto.create_bucket(Bucket="five")
+    put = boto.put_object(Bucket="five", Key="gib", Body=Blocks(size))
+    digest = hashlib.md5()
+    for block in boto.get_object(Bucket="five", Key="gib")["Body"].iter_chunks(MIB):
+        digest.update(block)
+    assert put["ETag"] == f'"{digest.hexdigest()}"'
+    expected = hashlib.md5()
+    source = Blocks(size)
+    while block := source.read(MIB):
+        expected.update(block)
+    assert digest.digest() == expected.digest()
+    peaks = {pid: peak_memory_bytes(pid) for pid in server.processes()}
+    assert max(peaks.values()) < PEAK_MEMORY_BYTES, f"peak resident bytes by process: {peaks}"
+    boto.delete_object(Bucket="five", Key="gib")
 
 
 def test_boto3_with_default_checksums_round_trips_a_tree(
