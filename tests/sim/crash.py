@@ -24,6 +24,7 @@ from typing import Any
 
 from cordwood.engine import Store, rebuild
 from tests.sim.faulty_fs import FaultyFileSystem, Image, watching_index
+from tests.sim.model import Model
 from tests.sim.rules import LONG, OPTIONS, Step, World, difference, observe
 
 KEEPS = ("all", "none", "some", "some")
@@ -63,9 +64,17 @@ class Recording:
 
 
 def record(
-    steps: Sequence[Step], *, durability: str = "strict", start: Path | None = None, **options: Any
+    steps: Sequence[Step],
+    *,
+    durability: str = "strict",
+    start: Path | None = None,
+    model: Model | None = None,
+    **options: Any,
 ) -> Recording:
-    """Runs steps on a fresh store, or on a copy of `start`, and keeps an image of the disk before each call."""
+    """Runs steps on a fresh store, or on a copy of `start`, which `model` describes.
+
+    Keeps an image of the disk before each call.
+    """
     found = Recording(list(steps))
     with scratch_directory() as top, watching_index():
         path = top / "store"
@@ -82,7 +91,8 @@ def record(
 
         fs.on_call = moment
         world = World(path, fs=fs, durability=durability, **options)
-        found.states.append(observe(world.store) if start is not None else {})
+        world.model = model.copy() if model is not None else world.model
+        found.states.append(world.model.observe())
         for step in steps:
             world.run(step)
             found.states.append(world.model.observe())

@@ -291,7 +291,9 @@ class FaultyFileSystem(FileSystem):
         self._files[fd].pending += ((offset, data),)
 
     def datasync(self, fd: int) -> None:
-        file = self._files[fd]
+        file = self._files.get(fd)
+        if file is None:  # LMDB's own file, seen by `index_changed`
+            return self._call("datasync")
         try:
             self._call("datasync")
         except OSError:
@@ -303,6 +305,7 @@ class FaultyFileSystem(FileSystem):
                 _apply(content, change)
             file.durable = bytes(content)
             file.pending = ()
+        return None
 
     def truncate(self, fd: int, size: int) -> None:
         self._call("truncate")

@@ -213,9 +213,7 @@ class Model:
                 keys.append(key)
         return keys, list(prefixes)
 
-    def list_versions(
-        self, bucket: str, prefix: str, delimiter: str
-    ) -> tuple[Pairs, list[str]]:
+    def list_versions(self, bucket: str, prefix: str, delimiter: str) -> tuple[Pairs, list[str]]:
         """All (key, version id) and common prefixes."""
         found: Pairs = []
         prefixes: dict[str, None] = {}

@@ -18,9 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from cordwood.engine import Conditions, CordwoodError, Store, errors, rebuild
+from cordwood.engine import CompactionPolicy, Conditions, CordwoodError, Store, compact, errors, rebuild
+from cordwood.engine.compactor import Compactor
+from cordwood.engine.core import Core
 from cordwood.engine.fs import REAL, FileSystem
-from tests.sim.model import Model, Upload, Version, etag_of
+from tests.sim.model import Bucket, Model, Upload, Version, etag_of
 
 T = TypeVar("T")
 Step = tuple[Any, ...]
@@ -66,8 +68,10 @@ class RandomChoice:
 
 def body(size: int, seed: int) -> bytes:
     """Bytes that share chunks with other bodies now and then: every other block is the same in all."""
-    filler = hashlib.sha256(b"%d" % seed).digest() * 128
-    blocks = [BLOCK if number % 2 else filler for number in range(-(-size // 4096))]
+    blocks = [
+        BLOCK if number % 2 else hashlib.sha256(b"%d %d" % (seed, number)).digest() * 128
+        for number in range(-(-size // 4096))
+    ]
     return b"".join(blocks)[:size]
 
 
@@ -169,6 +173,8 @@ class World:
 
     def do_delete_many(self, real: int, bucket: str, keys: tuple[str, ...]) -> Any:
         if not real:
+            if bucket not in self.model.buckets:
+                return [errors.BucketNotFound for _ in keys]
             return [self.model.delete(bucket, key) for key in keys]
         done = self.store.delete_many(bucket, [(key, None, None) for key in keys])
         self._learn_ids(bucket, keys)
@@ -200,7 +206,7 @@ class World:
     def _learn_ids(self, bucket: str, keys: Sequence[str]) -> None:
         """Takes over the store's names for the versions of some keys."""
         for key in dict.fromkeys(keys):
-            versions = self.model.bucket(bucket).keys.get(key)
+            versions = self.model.buckets.get(bucket, Bucket()).keys.get(key)
             if versions is not None:
                 self._learn(bucket, key, versions)
 
@@ -249,12 +255,13 @@ class World:
     # --- multipart --------------------------------------------------------------------------------------------
 
     def do_create_upload(self, real: int, bucket: str, key: str, seed: int) -> None:
-        if not real:
-            self.model.bucket(bucket)
-            return
         metadata = {"seed": str(seed)}
+        if not real:
+            self.model.bucket(bucket).uploads["new"] = Upload(key, metadata=tuple(metadata.items()))
+            return
         info = self.store.create_upload(bucket, key, metadata=metadata)
-        self.model.bucket(bucket).uploads[info.upload_id] = Upload(key, metadata=tuple(metadata.items()))
+        uploads = self.model.bucket(bucket).uploads
+        uploads[info.upload_id] = uploads.pop("new")
 
     def _upload(self, bucket: str, number: int) -> tuple[str, str]:
         """(key, upload id) of one of the open uploads, or of none."""
@@ -316,9 +323,9 @@ class World:
         if not real:
             self._target = self._upload(bucket, number)
             self.model.upload(bucket, *self._target)
+            del self.model.bucket(bucket).uploads[self._target[1]]
             return
         self.store.abort_upload(bucket, *self._target)
-        del self.model.bucket(bucket).uploads[self._target[1]]
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -404,6 +411,24 @@ class World:
             self.store = self.open()
             after = self.store.logical_dump()
             assert after == before, difference(before, after)
+
+    def do_compact(self, real: int) -> None:
+        """All volumes with anything dead in them, while the store is open."""
+        if real:
+            self._compact(self.store._core)
+
+    def do_compact_alone(self, real: int) -> None:
+        if real:
+            self.store.close()
+            compact(self.path, self._policy(), fs=self.fs, map_size=self.options["map_size"])
+            self.store = self.open()
+
+    def _policy(self) -> CompactionPolicy:
+        return CompactionPolicy(full=True, grace_s=0, volume_size=self.options["volume_size"])
+
+    def _compact(self, core: Core) -> None:
+        report = Compactor(core, self._policy()).run()
+        assert not report.lost and not report.quarantined
 
     def do_check(self, real: int) -> Any:
         return observe(self.store) if real else self.model.observe()
@@ -542,6 +567,8 @@ MAINTENANCE: dict[str, Callable[[Choice], Step]] = {
         ),
     ),
     "rebuild": lambda c: (),
+    "compact": lambda c: (),
+    "compact_alone": lambda c: (),
 }
 _WEIGHTED = [name for name, (weight, _) in DRAWS.items() for _ in range(weight)]
 
