@@ -259,7 +259,7 @@ def _open_core(
     if options.read_only:
         index = Index(fs, directory / INDEX_NAME, map_size=options.map_size, sync=True, read_only=True)
         try:
-            _check_store(index, identity, directory)
+            _check_store(index, volumes, identity, directory)
         except BaseException:
             index.close()
             raise
@@ -274,7 +274,7 @@ def _open_core(
                 fs, directory / INDEX_NAME, map_size=options.map_size, sync=options.strict, read_only=False
             )
             try:
-                _check_store(index, identity, directory)
+                _check_store(index, volumes, identity, directory)
                 fs.sync_directory(directory / INDEX_NAME)
                 fs.sync_directory(directory)
                 volumes.remove_leftovers()
@@ -318,10 +318,14 @@ def _core(
     )
 
 
-def _check_store(index: Index, identity: Identity, directory: Path) -> None:
+def _check_store(index: Index, volumes: Volumes, identity: Identity, directory: Path) -> None:
     with index.read() as txn:
         store = txn.store()
     if store is None and not index.is_read_only:
+        if volumes.ids():
+            raise Corrupt(
+                f"{directory / INDEX_NAME} is empty, but there are volumes; `cordwood rebuild` makes a new index"
+            )
         txn = index.begin()
         txn.put_store(identity.store)
         txn.put_clock(tick(0))
@@ -363,7 +367,9 @@ def _restore_index(
     """Makes a new index where there is none, or where a power cut may have torn the one there is."""
     unsynced = directory / UNSYNCED_NAME
     torn = fs.size_of(unsynced) is not None and fs.read_file(unsynced).strip() != _boot_id(fs)
-    missing = fs.size_of(directory / INDEX_NAME / "data.mdb") is None
+    missing = not fs.size_of(
+        directory / INDEX_NAME / "data.mdb"
+    )  # LMDB would make an empty index of an empty file
     if (missing and volumes.ids()) or torn:
         why = "was not synced before the last power cut" if torn else "is missing"
         _log.warning("%s %s: rebuilding it from the volumes", directory / INDEX_NAME, why)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 
 from cordwood.engine import Store, errors, rebuild
@@ -228,6 +229,32 @@ def test_the_mark_of_unsynced_writes_stays_while_one_relaxed_process_is_left(pat
         assert [each.name for each in path.iterdir() if each.name.startswith("UNSYNCED")]
         store.put("wood", "k", b"v")
     assert not [each.name for each in path.iterdir() if each.name.startswith("UNSYNCED")]
+
+
+def test_an_empty_index_file_is_a_missing_index_and_not_an_empty_store(path: Path) -> None:
+    """LMDB makes a new index of an empty file; recovery would then have cut every volume down to nothing."""
+    with small(path) as store:
+        store.create_bucket("wood")
+        store.put("wood", "k", b"v")
+    (path / "index" / "data.mdb").write_bytes(b"")
+    with small(path) as store:
+        assert store.get("wood", "k").read() == b"v"
+
+
+def test_a_fresh_index_beside_volumes_is_refused_before_anything_is_cut(path: Path) -> None:
+    with small(path) as store:
+        store.create_bucket("wood")
+        store.put("wood", "k", b"v")
+    shutil.rmtree(path / "index")
+    (path / "index").mkdir()
+    lmdb.open(str(path / "index"), map_size=1 << 20, max_dbs=16).close()
+    sizes = [each.stat().st_size for each in volume_files(path)]
+    with pytest.raises(errors.Corrupt):
+        small(path)
+    assert [each.stat().st_size for each in volume_files(path)] == sizes
+    rebuild(path, map_size=1 << 28)
+    with small(path) as store:
+        assert store.get("wood", "k").read() == b"v"
 
 
 def test_the_index_is_synced_by_what_the_tests_believe_syncs_it() -> None:
