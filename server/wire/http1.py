@@ -177,9 +177,8 @@ class RequestReceiver:
         else:
             options = {option.strip(" \t") for option in connection.lower().split(",")}
             keep_alive = "close" not in options and (is_11 or "keep-alive" in options)
-        expect = headers.get("expect")
-        if expect is not None and expect.lower() != "100-continue":
-            raise ProtocolError(417, "BadRequest", "The only expectation that can be met is 100-continue.")
+        # Other expectations are ignored, as AWS does (RFC 9110 section 10.1.1 would allow a 417, too).
+        expects_continue = headers.get("expect", "").lower() == "100-continue"
         return RequestHead(
             method=method_bytes.decode("ascii"),
             target=target,
@@ -193,7 +192,7 @@ class RequestReceiver:
             is_chunked=is_chunked,
             # RFC 9110 section 10.1.1: ignored under HTTP/1.0, and without a body. A body of length 0 counts: awscli
             # announces one and waits.
-            expect_continue=expect is not None and is_11 and (is_chunked or content_length is not None),
+            expect_continue=expects_continue and is_11 and (is_chunked or content_length is not None),
             keep_alive=keep_alive,
             http_version="1.1" if is_11 else "1.0",
         )
