@@ -64,6 +64,7 @@ _FULL_THRESHOLD = 0.01
 _SMALL_SHARE = 4  # a volume is small below a fourth of the volume size
 _SMALL_COUNT = 4
 _SMALL_COUNT_FULL = 2
+_SEAL_BYTES = 80
 _NAMED_MAX = 100
 
 
@@ -228,7 +229,9 @@ class Compactor:
             size = core.fs.size_of(core.volumes.path(volume))
             if row is None or size is None or volume in self._done or not self._may_take(volume, row, size):
                 continue
-            dead = max(0, size - SUPERBLOCK_SIZE - row.live_bytes)
+            if volume in self._mine and row.live_bytes:
+                continue  # just written: what died in it meanwhile is for the next run
+            dead = max(0, size - SUPERBLOCK_SIZE - _SEAL_BYTES - row.live_bytes)
             candidate = Candidate(volume, size, row.live_bytes, dead, row.state)
             found.append(self._judged(candidate, row))
         found = self._with_small_ones(found)

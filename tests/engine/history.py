@@ -45,6 +45,7 @@ class History:
         key = f"{folder}k{self.random.randrange(20)}"
         steps = [self._put] * 9 + [self._delete] * 5 + [self._delete_version, self._versioning]
         steps += [self._rename, self._batch, self._upload, self._finish_upload, self._copy, self._bucket]
+        steps += [self._attributes] * 2
         try:
             self.random.choice(steps)(bucket, key)
         except (errors.NotFound, errors.DestinationExists, errors.InvalidArgument, errors.Conflict):
@@ -132,6 +133,11 @@ class History:
             source = self.random.choice(objects).key
             self.store.copy(bucket, source, bucket, key)
             self.contents[bucket, key] = self.store.get(bucket, source).read()
+
+    def _attributes(self, bucket: str, key: str) -> None:
+        versions = [each for each in self.store.list_versions(bucket).entries if each.key == key]
+        version_id = self.random.choice(versions).version_id if versions else None
+        self.store.update_attrs(bucket, key, {"n": self.random.randrange(9)}, version_id=version_id)
 
     def _bucket(self, _bucket: str, _key: str) -> None:
         self.store.create_bucket("passing")
