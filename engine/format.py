@@ -311,7 +311,7 @@ def decode_head(type_: int, data: bytes | memoryview, where: str) -> Any:
     """The head of a record whose head CRC was checked. A head that still does not decode is `Corrupt`."""
     try:
         return _DECODERS[type_].decode(data)
-    except (KeyError, msgspec.DecodeError) as error:
+    except (KeyError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corrupt(f"{where}: record head of type {type_} cannot be read: {error}") from None
 
 
@@ -440,5 +440,5 @@ class Manifest:
             return []
         try:
             return _parts_decoder.decode(self._data[self._parts_at :])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Corrupt(f"manifest: its parts cannot be read: {error}") from None
