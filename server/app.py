@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Final
 
 from cordwood.engine import BucketInfo, Store
 from cordwood.engine import errors as engine_errors
-from cordwood.server.access import Context, Resource, allowed
 from cordwood.server.bridge import Bridge
+from cordwood.server.gate import SHARED, Demand, Gate
 from cordwood.server.handlers import HANDLERS, Request, Service, translate
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import read_params
 from cordwood.server.wire.message import App, Body, PeerInfo, RequestHead, Response
 from cordwood.server.wire.route import Operation, Router
-from cordwood.server.wire.sigv4 import Identity, Verified, authenticate
+from cordwood.server.wire.sigv4 import Identity, authenticate
 
 if TYPE_CHECKING:
     from cordwood.server.config import Credential, Settings
@@ -34,11 +34,25 @@ log = logging.getLogger("cordwood.app")
 
 # Operations whose permission is not their own name (Service Authorization Reference, "Actions for Amazon S3").
 ACTIONS: Final = {
-    "AbortMultipartUpload": "s3:AbortMultipartUpload",
     "CompleteMultipartUpload": "s3:PutObject",
     "CopyObject": "s3:PutObject",
     "CreateMultipartUpload": "s3:PutObject",
-    "DeleteObjects": "s3:DeleteObject",
+    "DeleteBucketCors": "s3:PutBucketCORS",
+    "DeleteBucketEncryption": "s3:PutEncryptionConfiguration",
+    "DeleteBucketLifecycle": "s3:PutLifecycleConfiguration",
+    "DeleteBucketOwnershipControls": "s3:PutBucketOwnershipControls",
+    "DeleteBucketReplication": "s3:PutReplicationConfiguration",
+    "DeleteBucketTagging": "s3:PutBucketTagging",
+    "DeletePublicAccessBlock": "s3:PutBucketPublicAccessBlock",
+    "GetBucketAccelerateConfiguration": "s3:GetAccelerateConfiguration",
+    "GetBucketCors": "s3:GetBucketCORS",
+    "GetBucketEncryption": "s3:GetEncryptionConfiguration",
+    "GetBucketLifecycleConfiguration": "s3:GetLifecycleConfiguration",
+    "GetBucketNotificationConfiguration": "s3:GetBucketNotification",
+    "GetBucketReplication": "s3:GetReplicationConfiguration",
+    "GetObjectAttributes": "s3:GetObject",
+    "GetObjectLockConfiguration": "s3:GetBucketObjectLockConfiguration",
+    "GetPublicAccessBlock": "s3:GetBucketPublicAccessBlock",
     "HeadBucket": "s3:ListBucket",
     "HeadObject": "s3:GetObject",
     "ListBuckets": "s3:ListAllMyBuckets",
@@ -47,9 +61,30 @@ ACTIONS: Final = {
     "ListObjects": "s3:ListBucket",
     "ListObjectsV2": "s3:ListBucket",
     "ListParts": "s3:ListMultipartUploadParts",
+    "PutBucketAccelerateConfiguration": "s3:PutAccelerateConfiguration",
+    "PutBucketCors": "s3:PutBucketCORS",
+    "PutBucketEncryption": "s3:PutEncryptionConfiguration",
+    "PutBucketLifecycleConfiguration": "s3:PutLifecycleConfiguration",
+    "PutBucketNotificationConfiguration": "s3:PutBucketNotification",
+    "PutBucketReplication": "s3:PutReplicationConfiguration",
+    "PutObjectLockConfiguration": "s3:PutBucketObjectLockConfiguration",
+    "PutPublicAccessBlock": "s3:PutBucketPublicAccessBlock",
+    "RenameObject": "s3:PutObject",
     "UploadPart": "s3:PutObject",
     "UploadPartCopy": "s3:PutObject",
 }
+# Actions with a twin for a version that is named.
+_OF_A_VERSION: Final = {
+    "s3:DeleteObject": "s3:DeleteObjectVersion",
+    "s3:DeleteObjectTagging": "s3:DeleteObjectVersionTagging",
+    "s3:GetObject": "s3:GetObjectVersion",
+    "s3:GetObjectAcl": "s3:GetObjectVersionAcl",
+    "s3:GetObjectTagging": "s3:GetObjectVersionTagging",
+    "s3:PutObjectAcl": "s3:PutObjectVersionAcl",
+    "s3:PutObjectTagging": "s3:PutObjectVersionTagging",
+}
+# Operations that name their objects in the body: the handler asks for each of them.
+_ASKED_FOR_EACH_KEY: Final = frozenset(("DeleteObjects",))
 
 
 class Application:
@@ -68,10 +103,9 @@ class Application:
         self._secret_for = {credential.access_key: credential for credential in credentials}.get
         self._region = region
         self._router = Router(domains)
-        self._is_open = is_open
-        self._no_owner = Context(is_open)
-        self._has_owners = len({credential.owner_id for credential in credentials}) > 1
-        self._service = Service(store, Bridge(store.start_commits), region, self.authorise, self.owns)
+        bridge = Bridge(store.start_commits)
+        self._gate = Gate(store, bridge, credentials, region=region, is_open=is_open)
+        self._service = Service(store, bridge, region, self._gate)
 
     async def __call__(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response:
         verified = authenticate(
@@ -88,9 +122,11 @@ class Application:
         request: Request | None = None
         try:
             if bucket and operation.name != "CreateBucket":
-                info = self.authorise(verified, _action(operation), bucket, route.key)
+                info = self._store.head_bucket(bucket)
+                if SHARED in info.attrs or not self._gate.is_insider(verified.identity, info):
+                    await self._check(operation, info, route.key, Demand(verified.identity, head, peer))
             else:
-                self._admit(verified.identity, _action(operation))
+                self._gate.admit(verified.identity, _action(operation))
             entry = HANDLERS.get(operation.name)
             if entry is None:
                 raise s3_error("NotImplemented")
@@ -98,7 +134,7 @@ class Application:
             if info is not None and "ExpectedBucketOwner" in params:
                 _check_expected_owner(params["ExpectedBucketOwner"], info, verified.identity)
             request = Request(
-                verified, self._service, operation, (bucket, route.key), info, params, head, body, peer.is_tls
+                verified, self._service, operation, (bucket, route.key), info, params, head, body, peer
             )
             return await entry.handler(request)
         except engine_errors.CordwoodError as error:
@@ -106,32 +142,14 @@ class Application:
                 log.error("request %s: %s", head.request_id, error)
             raise translate(error, head, request.params if request is not None else {}) from error
 
-    def authorise(self, verified: Verified, action: str, bucket: str, key: str) -> BucketInfo:
-        """The bucket, or AccessDenied, or the engine's BucketNotFound (which AWS, too, tells every key holder)."""
-        identity = verified.identity
-        if identity.is_anonymous:
-            self._admit(identity, action)
-        info = self._store.head_bucket(bucket)
-        if not allowed(identity, action, Resource(bucket, key), self._context(info)):
-            raise s3_error("AccessDenied")
-        return info
-
-    def _admit(self, identity: Identity, action: str) -> None:
-        if not allowed(identity, action, Resource(), self._context(None)):
-            raise s3_error("AccessDenied")
-
-    def _context(self, info: BucketInfo | None) -> Context:
-        # With one owner everything is his, also what he made under an earlier key pair.
-        if info is None or not self._has_owners:
-            return self._no_owner
-        return Context(self._is_open, info.attrs.get("owner", _NOBODY)["id"])
-
-    def owns(self, identity: Identity, info: BucketInfo) -> bool:
-        """Is this one of the buckets that the identity sees in its list?"""
-        return allowed(identity, "s3:ListBucket", Resource(info.name), self._context(info))
-
-
-_NOBODY: Final = {"id": ""}
+    async def _check(self, operation: Operation, info: BucketInfo, key: str, demand: Demand) -> None:
+        if operation.name in _ASKED_FOR_EACH_KEY and SHARED in info.attrs:
+            return
+        action = _action(operation)
+        version_id = next((value for name, value in demand.head.query if name == "versionId"), "") or None
+        if version_id is not None:
+            action = _OF_A_VERSION.get(action, action)
+        await self._gate.check(demand, action, info, key, version_id)
 
 
 def _action(operation: Operation) -> str:

@@ -74,7 +74,7 @@ async def list_buckets(request: Request) -> Response:
         if bucket.name.startswith(prefix)
         and bucket.name > after
         and region == service.region
-        and service.owns(identity, bucket)
+        and service.gate.is_insider(identity, bucket)
     ]
     members: dict[str, Any] = {
         "Buckets": [{"Name": bucket.name, "CreationDate": bucket.created_ms} for bucket in found[:limit]],
@@ -129,7 +129,7 @@ async def create_bucket(request: Request) -> Response:
     try:
         await service.bridge.run(lambda: service.store.create_bucket(name, attrs=attrs))
     except engine_errors.BucketExists:
-        if service.owns(identity, service.store.head_bucket(name)):
+        if service.gate.is_insider(identity, service.store.head_bucket(name)):
             if service.region == "us-east-1":
                 # AWS's oldest region answers a repeated request with success, and clients rely on it.
                 return respond(request.operation, {"Location": f"/{name}"})

@@ -77,10 +77,10 @@ def _bad_source(text: str) -> Exception:
     )
 
 
-def authorise_source(request: Request, source: Source) -> bool:
+async def authorise_source(request: Request, source: Source) -> bool:
     """May the identity read the source? Returns whether the source's bucket keeps versions."""
     action = "s3:GetObjectVersion" if source.version_id is not None else "s3:GetObject"
-    info = request.service.authorise(request.verified, action, source.bucket, source.key)
+    info = await request.authorise(action, source.bucket, source.key, source.version_id)
     expected = request.params.get("ExpectedSourceBucketOwner")
     if expected is not None and expected != info.attrs.get("owner", {}).get("id"):
         raise s3_error("AccessDenied")
@@ -98,7 +98,7 @@ async def copy_object(request: Request) -> Response:
     params = request.params
     check_acl(params)
     source = parse_source(params["CopySource"])
-    is_source_versioned = authorise_source(request, source)
+    is_source_versioned = await authorise_source(request, source)
     store = request.service.store
     described = params.get("MetadataDirective", "COPY") == "REPLACE"
     if (source.bucket, source.key) == (request.bucket, request.key) and source.version_id is None:

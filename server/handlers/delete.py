@@ -97,6 +97,7 @@ async def delete_objects(request: Request) -> Response:
                 raise s3_error("UserKeyMustBeSpecified")
             check_key(entry["Key"])
             conditions = _conditions(entry.get("ETag"), entry.get("LastModifiedTime"), entry.get("Size"))
+            await _authorise(request, entry)
         except S3Error as error:
             outcomes[place] = error
             continue
@@ -110,6 +111,13 @@ async def delete_objects(request: Request) -> Response:
         elif isinstance(result, DeleteResult):
             outcomes[place] = _batch_outcome(result, entries[place])
     return _answer(request, entries, outcomes, is_quiet=bool(delete.get("Quiet")))
+
+
+async def _authorise(request: Request, entry: dict[str, Any]) -> None:
+    """Each key of a batch for itself: a policy may speak of some of them."""
+    version_id = entry.get("VersionId") or None
+    action = "s3:DeleteObject" if version_id is None else "s3:DeleteObjectVersion"
+    await request.authorise(action, request.bucket, entry["Key"], version_id)
 
 
 def _batch_outcome(result: DeleteResult, entry: dict[str, Any]) -> dict[str, Any]:

@@ -160,7 +160,7 @@ async def upload_part_copy(request: Request) -> Response:
     number = _part_number(request)
     source = parse_source(params["CopySource"])
     byte_range = _copy_range(params.get("CopySourceRange"))
-    is_source_versioned = authorise_source(request, source)
+    is_source_versioned = await authorise_source(request, source)
     upload = _upload(request)
     part = await request.service.bridge.run(_copy_part, request, upload, number, source, byte_range)
     result: dict[str, Any] = {"ETag": f'"{part.etag}"', "LastModified": part.modified_ms}

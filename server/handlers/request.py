@@ -15,8 +15,9 @@ from typing import Final
 
 from cordwood.engine import BucketInfo, Store
 from cordwood.server.bridge import Bridge
+from cordwood.server.gate import Demand, Gate
 from cordwood.server.wire.interpret import Params
-from cordwood.server.wire.message import Body, RequestHead, Response
+from cordwood.server.wire.message import Body, PeerInfo, RequestHead, Response
 from cordwood.server.wire.operations import ENUMS
 from cordwood.server.wire.route import OPERATION, Operation
 from cordwood.server.wire.sigv4 import Identity, Verified
@@ -29,9 +30,8 @@ class Service:
     store: Store
     bridge: Bridge
     region: str
-    authorise: Callable[[Verified, str, str, str], BucketInfo]
-    """(verified, action, bucket, key) -> the bucket, or AccessDenied. For a second resource, as in a copy."""
-    owns: Callable[[Identity, BucketInfo], bool]
+    gate: Gate
+    """For a second resource, as in a copy, and for those that the body names."""
 
 
 class Request:
@@ -41,9 +41,9 @@ class Request:
         "body",
         "bucket_info",
         "head",
-        "is_tls",
         "operation",
         "params",
+        "peer",
         "service",
         "target",
         "verified",
@@ -59,7 +59,7 @@ class Request:
         params: Params,
         head: RequestHead,
         body: Body,
-        is_tls: bool,
+        peer: PeerInfo,
     ) -> None:
         self.verified = verified
         self.service = service
@@ -69,7 +69,22 @@ class Request:
         self.params = params
         self.head = head
         self.body = body
-        self.is_tls = is_tls
+        self.peer = peer
+
+    @property
+    def is_tls(self) -> bool:
+        return self.peer.is_tls
+
+    @property
+    def identity(self) -> Identity:
+        return self.verified.identity
+
+    async def authorise(
+        self, action: str, bucket: str, key: str = "", version_id: str | None = None
+    ) -> BucketInfo:
+        """May whoever sent this request do `action` there? The bucket, or AccessDenied."""
+        demand = Demand(self.verified.identity, self.head, self.peer)
+        return await self.service.gate.authorise(demand, action, bucket, key, version_id)
 
     @property
     def bucket(self) -> str:

@@ -1,0 +1,201 @@
+"""The way from a request to `access.allowed`: finds what the decision depends on, and asks.
+
+Must not know: handlers, documents, how a decision is made.
+Invariants:
+* A bucket that only its owner ever could enter costs its owner one look into its attributes. Whatever could let
+  somebody else in (a policy, a list) marks the bucket as `shared` for good, since objects of others may remain.
+* Who may not list a bucket is not told which keys it has: what is missing is AccessDenied to him, not NoSuchKey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from cordwood.engine import BucketInfo, ObjectInfo, Store
+from cordwood.engine import errors as engine_errors
+from cordwood.server.access import INITIATORS_ACTIONS, Context, Resource, allowed, denied
+from cordwood.server.acl import OWNED_ACTIONS, loaded, private
+from cordwood.server.bridge import Bridge
+from cordwood.server.condition_keys import ConditionKeys
+from cordwood.server.policy import cached
+from cordwood.server.wire.errors import s3_error
+from cordwood.server.wire.message import PeerInfo, RequestHead
+from cordwood.server.wire.sigv4 import Account, Identity
+
+T = TypeVar("T")
+
+SHARED: Final = "shared"
+NOBODY: Final = {"id": "", "name": ""}
+
+# Headers that ask for something beside the operation itself, and the permission that the policy may refuse.
+_BESIDE: Final = {
+    "x-amz-acl": "s3:PutObjectAcl",
+    "x-amz-grant-full-control": "s3:PutObjectAcl",
+    "x-amz-grant-read": "s3:PutObjectAcl",
+    "x-amz-grant-read-acp": "s3:PutObjectAcl",
+    "x-amz-grant-write-acp": "s3:PutObjectAcl",
+    "x-amz-tagging": "s3:PutObjectTagging",
+    "x-amz-object-lock-mode": "s3:PutObjectRetention",
+    "x-amz-object-lock-legal-hold": "s3:PutObjectLegalHold",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Who asks, with what, from where."""
+
+    identity: Identity
+    head: RequestHead
+    peer: PeerInfo
+
+
+class Gate:
+    """One per worker."""
+
+    def __init__(
+        self, store: Store, bridge: Bridge, accounts: Iterable[Account], *, region: str, is_open: bool
+    ) -> None:
+        self._store = store
+        self._bridge = bridge
+        self._region = region
+        self._is_open = is_open
+        self.owners: Mapping[str, str] = {each.owner_id: each.display_name for each in accounts}
+        self._has_owners = len(self.owners) > 1
+
+    def admit(self, identity: Identity, action: str) -> None:
+        """For what concerns no bucket that exists."""
+        if not allowed(identity, action, Resource(), Context(self._is_open)):
+            raise s3_error("AccessDenied")
+
+    def is_insider(self, identity: Identity, info: BucketInfo) -> bool:
+        """Does the bucket belong to whom the identity speaks for? With one owner everything is his, also what he made
+        under an earlier key pair."""
+        if identity.is_anonymous:
+            return self._is_open
+        return not self._has_owners or info.attrs.get("owner", NOBODY)["id"] in ("", identity.owner_id)
+
+    async def authorise(
+        self, demand: Demand, action: str, bucket: str, key: str = "", version_id: str | None = None
+    ) -> BucketInfo:
+        """The bucket, or AccessDenied, or the engine's BucketNotFound (which AWS, too, tells everybody)."""
+        info = self._store.head_bucket(bucket)
+        if SHARED in info.attrs or not self.is_insider(demand.identity, info):
+            await self.check(demand, action, info, key, version_id)
+        return info
+
+    async def check(
+        self,
+        demand: Demand,
+        action: str,
+        info: BucketInfo,
+        key: str = "",
+        version_id: str | None = None,
+        request_tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """The whole question. `request_tags`: tags that came in the body."""
+        context, keys = self._context(demand, info)
+        keys.request_tags = request_tags
+        resource = Resource(info.name, key)
+        identity = demand.identity
+        reads_tags = context.policy is not None and context.policy.reads("s3:existingobjecttag/")
+        if key and (reads_tags or action in OWNED_ACTIONS or action in INITIATORS_ACTIONS):
+            found = await self._facts(demand, action, info.name, key, version_id)
+            if found is None and action in OWNED_ACTIONS:
+                self._decide_on_missing(demand, action, info, resource)
+                return
+            if found is not None:
+                keys.existing_tags = found.get("tags", {})
+                context = _with_object(context, info, found)
+        if not allowed(identity, action, resource, context):
+            raise s3_error("AccessDenied")
+        for header, beside in _BESIDE.items():
+            if header in demand.head.headers and denied(identity, beside, resource, context):
+                raise s3_error("AccessDenied")
+        if demand.head.headers.get("x-amz-bypass-governance-retention", "").lower() == "true" and not allowed(
+            identity, "s3:BypassGovernanceRetention", resource, context
+        ):
+            raise s3_error("AccessDenied")
+
+    def _decide_on_missing(self, demand: Demand, action: str, info: BucketInfo, resource: Resource) -> None:
+        context, _ = self._context(demand, info)
+        may_list, _ = self._context(demand, info, {"s3:prefix": (resource.key,)})
+        if denied(demand.identity, action, resource, context) or not allowed(
+            demand.identity, "s3:ListBucket", Resource(info.name), may_list
+        ):
+            raise s3_error("AccessDenied")
+
+    def _context(
+        self, demand: Demand, info: BucketInfo, override: Mapping[str, Sequence[str]] | None = None
+    ) -> tuple[Context, ConditionKeys]:
+        attrs = info.attrs
+        owner_id = attrs.get("owner", NOBODY)["id"] if self._has_owners else ""
+        text = attrs.get("policy")
+        block = attrs.get("public_access_block", {})
+        has_acl = "acl" in attrs and attrs.get("ownership") != "BucketOwnerEnforced"
+        keys = ConditionKeys(
+            demand.head,
+            demand.identity,
+            demand.peer,
+            region=self._region,
+            owner_id=attrs.get("owner", NOBODY)["id"],
+            override=override,
+        )
+        return (
+            Context(
+                self._is_open,
+                owner_id,
+                cached(text) if text is not None else None,
+                loaded(attrs["acl"]) if has_acl else (),
+                ignore_public_acls=bool(block.get("IgnorePublicAcls")),
+                restrict_public_buckets=bool(block.get("RestrictPublicBuckets")),
+                keys=keys,
+            ),
+            keys,
+        )
+
+    async def _facts(
+        self, demand: Demand, action: str, bucket: str, key: str, version_id: str | None
+    ) -> Mapping[str, Any] | None:
+        """The attributes of the object, or of the upload that the request names; None when there is none."""
+        store = self._store
+        if action in INITIATORS_ACTIONS:
+            upload_id = next((value for name, value in demand.head.query if name == "uploadId"), "")
+            try:
+                return (await self._bridge.run(store.head_upload, bucket, key, upload_id)).attrs
+            except engine_errors.NotFound:
+                return None
+
+        def head(wait: bool) -> ObjectInfo:
+            return store.head(bucket, key, version_id=version_id, wait=wait)
+
+        try:
+            return (await self._patiently(head)).attrs
+        except engine_errors.NotFound:
+            return None
+
+    async def _patiently(self, call: Callable[[bool], T]) -> T:
+        """On the loop where memory is enough, in a thread where the disk must be waited for."""
+        try:
+            return call(False)
+        except engine_errors.WouldBlock:
+            return await self._bridge.run(call, True)
+
+
+def _with_object(context: Context, info: BucketInfo, attrs: Mapping[str, Any]) -> Context:
+    owner_id = attrs.get("owner", NOBODY)["id"]
+    is_enforced = info.attrs.get("ownership") == "BucketOwnerEnforced"
+    if is_enforced:
+        owner_id = ""
+    return Context(
+        context.anonymous_allowed,
+        context.owner_id,
+        context.policy,
+        context.bucket_acl,
+        owner_id,
+        loaded(attrs["acl"]) if "acl" in attrs and not is_enforced else private(owner_id),
+        context.ignore_public_acls,
+        context.restrict_public_buckets,
+        context.keys,
+    )

@@ -1,0 +1,330 @@
+"""Bucket policies: read, validated, and evaluated for one request.
+
+Must not know: the wire, the engine, ACLs, what the answer is used for (access.py).
+Invariants:
+* Evaluation is pure: policy, principal, action, resource and a lookup of condition keys give the verdict.
+* An explicit deny wins over any number of allows, and silence is no permission.
+* What `parse` lets through can be evaluated for every request; what it cannot evaluate it refuses.
+
+Source: "IAM JSON policy language reference" and "Policy evaluation logic", IAM User Guide; "Policies and permissions in
+Amazon S3" and "The meaning of public", Amazon S3 User Guide.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, Literal
+
+from cordwood.server.glob import matches, matches_with
+from cordwood.server.policy_conditions import Condition, Lookup, PolicyError, parse_conditions
+
+MAX_BYTES: Final = 20 << 10
+
+Verdict = Literal["allow", "deny", "none"]
+
+_VERSIONS: Final = ("2008-10-17", "2012-10-17")
+_ELEMENTS: Final = frozenset(("Version", "Id", "Statement"))
+_STATEMENT: Final = frozenset(
+    (
+        "Sid",
+        "Effect",
+        "Principal",
+        "NotPrincipal",
+        "Action",
+        "NotAction",
+        "Resource",
+        "NotResource",
+        "Condition",
+    )
+)
+_ACTION: Final = re.compile(r"\*|s3:[a-z*?]+", re.IGNORECASE)
+_ARN: Final = "arn:aws:s3:::"
+
+# Conditions with fixed values of these keys make a statement for everybody a statement for somebody.
+_NARROWING: Final = frozenset(
+    (
+        "aws:sourcearn",
+        "aws:sourcevpc",
+        "aws:sourcevpce",
+        "aws:sourceaccount",
+        "aws:principalorgid",
+        "aws:principalaccount",
+        "aws:principalarn",
+        "aws:userid",
+        "s3:dataaccesspointarn",
+        "s3:dataaccesspointaccount",
+        "s3:resourceaccount",
+        "s3:x-amz-server-side-encryption-aws-kms-key-id",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks, as policies name them. All fields are empty for a request without a key pair."""
+
+    account: str = ""
+    """The owner id stands where AWS has an account number and a canonical user id."""
+    name: str = ""
+
+    @property
+    def arn(self) -> str:
+        return f"arn:aws:iam::{self.account}:user/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    allows: bool
+    principals: tuple[tuple[str, str], ...]
+    """(kind, value) pairs; ("AWS", "*") is everybody."""
+    except_principals: bool
+    actions: tuple[str, ...]
+    except_actions: bool
+    resources: tuple[str, ...]
+    except_resources: bool
+    conditions: tuple[Condition, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    statements: tuple[Statement, ...]
+    has_variables: bool
+    """Only documents of 2012-10-17 have policy variables."""
+
+    @property
+    def is_public(self) -> bool:
+        """Does it give anything to everybody?"""
+        return any(_is_public(each) for each in self.statements)
+
+    def reads(self, prefix: str) -> bool:
+        """Does any condition look at a key that starts with `prefix` (lower case)?"""
+        return any(
+            condition.key.startswith(prefix) for each in self.statements for condition in each.conditions
+        )
+
+
+def evaluate(policy: Policy, principal: Principal, action: str, resource: str, lookup: Lookup) -> Verdict:
+    """The verdict on `action` ("s3:GetObject") on `resource` ("bucket/key" or "bucket")."""
+
+    def variables(name: str) -> str | None:
+        values = lookup(name) if policy.has_variables else None
+        return values[0] if values else None
+
+    verdict: Verdict = "none"
+    for statement in policy.statements:
+        if statement.allows and verdict == "allow":
+            continue
+        if _applies(statement, principal, action, resource, lookup, variables):
+            if not statement.allows:
+                return "deny"
+            verdict = "allow"
+    return verdict
+
+
+def _applies(
+    statement: Statement,
+    principal: Principal,
+    action: str,
+    resource: str,
+    lookup: Lookup,
+    variables: Callable[[str], str | None],
+) -> bool:
+    lowered = action.lower()
+    if any(matches(each, lowered) for each in statement.actions) == statement.except_actions:
+        return False
+    if (
+        any(matches_with(each, resource, variables) for each in statement.resources)
+        == statement.except_resources
+    ):
+        return False
+    if any(_is_meant(each, principal) for each in statement.principals) == statement.except_principals:
+        return False
+    return all(condition.holds(lookup, variables) for condition in statement.conditions)
+
+
+def _is_meant(named: tuple[str, str], principal: Principal) -> bool:
+    kind, value = named
+    if value == "*":
+        return kind == "AWS"
+    account = principal.account
+    if not account:
+        return False
+    if kind == "CanonicalUser":
+        return value == account
+    if kind != "AWS":
+        return False
+    return value in (account, f"arn:aws:iam::{account}:root", principal.arn)
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1024)
+def cached(text: str) -> Policy:
+    """The policy of a stored text, which was validated when it was stored."""
+    return parse(text, None)
+
+
+def parse(text: str | bytes, bucket: str | None) -> Policy:
+    """Read and validate a policy for `bucket`; PolicyError when it is none."""
+    if len(text) > MAX_BYTES:
+        raise PolicyError(f"Policy exceeds the maximum allowed document size of {MAX_BYTES} bytes")
+    try:
+        document = json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError):
+        raise PolicyError("Policies must be valid JSON and the first byte must be '{'") from None
+    if not isinstance(document, dict):
+        raise PolicyError("Policies must be valid JSON and the first byte must be '{'")
+    unknown = document.keys() - _ELEMENTS
+    if unknown:
+        raise PolicyError(f"Unknown field {sorted(unknown)[0][:100]}")
+    version = document.get("Version", _VERSIONS[0])
+    if version not in _VERSIONS:
+        raise PolicyError(f"The policy must contain a valid version string, one of {', '.join(_VERSIONS)}")
+    if not isinstance(document.get("Id", ""), str):
+        raise PolicyError("Policy has an invalid Id")
+    listed = document.get("Statement")
+    statements = listed if isinstance(listed, list) else [listed]
+    if listed is None or not statements:
+        raise PolicyError("Missing required field Statement")
+    if len({each["Sid"] for each in statements if isinstance(each, dict) and each.get("Sid")}) != sum(
+        1 for each in statements if isinstance(each, dict) and each.get("Sid")
+    ):
+        raise PolicyError("Policy has duplicate statement ids")
+    return Policy(tuple(_statement(each, bucket) for each in statements), version == _VERSIONS[1])
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
+
+
+def _statement(value: Any, bucket: str | None) -> Statement:
+    if not isinstance(value, dict):
+        raise PolicyError("Policy has an invalid statement")
+    unknown = value.keys() - _STATEMENT
+    if unknown:
+        raise PolicyError(f"Unknown field {sorted(unknown)[0][:100]}")
+    if not isinstance(value.get("Sid", ""), str):
+        raise PolicyError("Policy has an invalid statement id")
+    effect = value.get("Effect")
+    if effect not in ("Allow", "Deny"):
+        raise PolicyError(
+            f"Invalid effect: {str(effect)[:100]}" if effect else "Missing required field Effect"
+        )
+    principal, not_principal = _either(value, "Principal")
+    action, not_action = _either(value, "Action")
+    resource, not_resource = _either(value, "Resource")
+    if not_principal and effect == "Allow":
+        raise PolicyError("Allow with NotPrincipal is not allowed.")
+    return Statement(
+        effect == "Allow",
+        _principals(principal),
+        not_principal,
+        tuple(_action(each) for each in _texts(action, "action")),
+        not_action,
+        tuple(_resource(each, bucket) for each in _texts(resource, "resource")),
+        not_resource,
+        parse_conditions(value["Condition"]) if "Condition" in value else (),
+    )
+
+
+def _either(value: Mapping[str, Any], name: str) -> tuple[Any, bool]:
+    opposite = f"Not{name}"
+    if name in value and opposite in value:
+        raise PolicyError(f"Statement has both {name} and {opposite}")
+    if opposite in value:
+        return value[opposite], True
+    if name not in value:
+        raise PolicyError(f"Missing required field {name}")
+    return value[name], False
+
+
+def _texts(value: Any, what: str) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(isinstance(each, str) and each for each in values):
+        raise PolicyError(f"Policy has invalid {what}")
+    return values
+
+
+def _action(text: str) -> str:
+    if not _ACTION.fullmatch(text):
+        raise PolicyError("Policy has invalid action")
+    return text.lower()
+
+
+def _resource(text: str, bucket: str | None) -> str:
+    """The part behind the ARN's prefix; it must be able to name this bucket or a key in it."""
+    if text == "*":
+        return text
+    if not text.startswith(_ARN):
+        raise PolicyError("Policy has invalid resource")
+    path = text.removeprefix(_ARN)
+    if bucket is not None and not matches(path.partition("/")[0], bucket):
+        raise PolicyError("Policy has invalid resource")
+    return path
+
+
+_KINDS: Final = ("AWS", "CanonicalUser", "Federated", "Service")
+
+
+def _principals(value: Any) -> tuple[tuple[str, str], ...]:
+    if value == "*":
+        return (("AWS", "*"),)
+    if not isinstance(value, dict) or not value or value.keys() - set(_KINDS):
+        raise PolicyError("Invalid principal in policy")
+    found = []
+    for kind, values in value.items():
+        for each in values if isinstance(values, list) else [values]:
+            if not isinstance(each, str) or not each or (kind != "AWS" and each == "*"):
+                raise PolicyError("Invalid principal in policy")
+            if kind == "AWS" and each != "*" and "*" in each:
+                # AWS knows no pattern here but the lone star.
+                raise PolicyError("Invalid principal in policy")
+            found.append((kind, each))
+    if not found:
+        raise PolicyError("Invalid principal in policy")
+    return tuple(found)
+
+
+# --- public or not -------------------------------------------------------------------------------------------
+
+
+def _is_public(statement: Statement) -> bool:
+    if not statement.allows:
+        return False
+    if not statement.except_principals and ("AWS", "*") not in statement.principals:
+        return False
+    return not any(_narrows(condition) for condition in statement.conditions)
+
+
+def _narrows(condition: Condition) -> bool:
+    """Does it hold only of requests from a fixed, not world-wide set of callers?"""
+    if condition.if_exists or condition.quantifier == "all":
+        return False
+    if condition.key == "aws:sourceip" and condition.operator == "ipaddress":
+        return all(_is_narrow(each) for each in condition.values)
+    if condition.key not in _NARROWING:
+        return False
+    if condition.operator in ("stringequals", "stringequalsignorecase", "arnequals"):
+        return not any(
+            "${" in each or ("*" in each and condition.operator == "arnequals") for each in condition.values
+        )
+    if condition.operator in ("stringlike", "arnlike"):
+        return not any("*" in each or "?" in each or "${" in each for each in condition.values)
+    return False
+
+
+def _is_narrow(network: Any) -> bool:
+    """Wider than /8 (/32 of IPv6) is everybody, as AWS has it; private networks always are somebody."""
+    if network.is_private:
+        return bool(network.prefixlen > 0)
+    least = 8 if isinstance(network, ipaddress.IPv4Network) else 32
+    return bool(network.prefixlen >= least)
