@@ -479,6 +479,11 @@ class Index:
     def close(self) -> None:
         self._env.close()
 
+    def disown(self) -> None:
+        """Called in a forked child."""
+        _inherited.append(self._env)  # so that it is never finalised
+        self._env = cast("lmdb.Environment", _Inherited())
+
     def sync(self) -> None:
         """Makes the last commit durable in full, its meta page too."""
         try:
@@ -555,13 +560,23 @@ class Index:
 _alive: weakref.WeakSet[Index] = weakref.WeakSet()
 
 
-def _close_all_after_fork() -> None:
-    """LMDB must not be used across a fork, and would not let the child open the same index for itself."""
+_inherited: list[Any] = []
+
+
+class _Inherited:
+    """Stands in a forked child where its parent's environment was. LMDB must not be used across a fork, nor closed:
+    that would end transactions in the lock file which the parent's threads go on with."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise lmdb.Error("closed by a fork")
+
+
+def _disown_all_after_fork() -> None:
     for index in _alive:
-        index.close()
+        index.disown()
 
 
-os.register_at_fork(after_in_child=_close_all_after_fork)
+os.register_at_fork(after_in_child=_disown_all_after_fork)
 
 
 def translate(error: lmdb.Error, directory: Path) -> Exception:
@@ -575,7 +590,10 @@ def translate(error: lmdb.Error, directory: Path) -> Exception:
     if "closed" in str(error):
         return Closed(f"index {directory} is closed, or was opened before a fork")
     if "already open" in str(error):
-        return Busy(f"index {directory} is open in this process already: share that Store object")
+        return Busy(
+            f"index {directory} is open in this process already, or was when it was forked: share that Store object, "
+            "or open the store in a process that was not forked from one that has it open"
+        )
     return Corrupt(f"index {directory}: {error}; `cordwood rebuild` makes a new index from the volumes")
 
 
