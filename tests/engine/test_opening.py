@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from cordwood.engine import Store, errors, rebuild
 from cordwood.engine.format import SUPERBLOCK_SIZE
 from tests.engine.support import (
+    check_accounts,
     check_rebuilt,
     first_volume,
     flip,
@@ -205,15 +207,57 @@ def test_after_a_fork_the_child_is_told_that_the_store_is_not_its_own(store: Sto
     assert store.get("wood", "w").read() == noise(9000, 2)
 
 
-def test_a_forked_child_opens_the_store_for_itself_while_the_parent_goes_on(store: Store, path: Path) -> None:
+def test_a_forked_child_is_told_that_it_cannot_open_its_parents_store(store: Store, path: Path) -> None:
+    """LMDB allows an environment once per process, and closing the inherited one would disturb the parent."""
+
     def job() -> None:
-        with small(path) as own:
-            own.put("wood", "child", noise(9000))
+        for _ in range(2):
+            with pytest.raises(errors.Busy, match="forked"):
+                small(path)
 
     assert in_a_fork(job) == 0
-    assert store.get("wood", "child").read() == noise(9000)
-    store.put("wood", "parent", b"1")
-    assert keys_of(store, "wood") == ["child", "parent"]
+    store.put("wood", "parent", noise(9000))
+    python(
+        "import sys; from cordwood.engine import Store; Store.open(sys.argv[1], map_size=1 << 28).close()",
+        path,
+    )
+    assert keys_of(store, "wood") == ["parent"]
+    store.close()
+    check_rebuilt(path)
+
+
+def test_a_fork_in_the_middle_of_other_threads_work_disturbs_nobody(store: Store, path: Path) -> None:
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        turn = 0
+        try:
+            while not stop.is_set():
+                turn += 1
+                store.put("wood", f"{number}", noise(600, turn))
+                assert store.get("wood", f"{number}").read() == noise(600, turn)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+
+    def job() -> None:
+        with pytest.raises(errors.Closed):
+            store.get("wood", "1")
+        with pytest.raises(errors.Closed):
+            store.put("wood", "1", b"")
+
+    try:
+        assert [in_a_fork(job) for _ in range(10)] == [0] * 10
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    check_accounts(store)
     store.close()
     check_rebuilt(path)
 
