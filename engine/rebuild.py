@@ -97,8 +97,9 @@ def _survey(file: VolumeFile, txn: Txn, limit: int | None, progress: _Meter) -> 
             break
         position = following.offset
     end = stretches[-1][1] if stretches else SUPERBLOCK_SIZE
-    if not sealed:
-        end = _verified_end(file, durable, end)
+    verified = _verified_end(file, durable, end)
+    if verified < end:
+        end, sealed = verified, False
     for chunk_id, row in chunks:
         if row.offset < end:  # behind it may stand a torn copy of a chunk that is whole elsewhere
             txn.put(chunk_id, row.pack(), txn.tables.chunks)

@@ -116,9 +116,9 @@ class VolumeFile:
         """Up to `length` bytes; fewer at the end of the file."""
         return self._fs.read(self.fd, length, offset)
 
-    def drop_cached(self) -> None:
-        """The next read comes from the disk, not from memory, where the kernel allows it."""
-        self._fs.drop_cached(self.fd)
+    def drop_cached(self, offset: int, length: int) -> None:
+        """The next read of these bytes comes from the disk, not from memory, where the kernel allows it."""
+        self._fs.drop_cached(self.fd, offset, length)
 
     def read_cached(self, offset: int, length: int) -> bytes | None:
         return self._fs.read_cached(self.fd, length, offset)
@@ -304,7 +304,9 @@ class ActiveVolume:
         return self.tail == SUPERBLOCK_SIZE
 
     def seal(self, clock: int) -> None:
-        """Appends the SEAL record and syncs: the volume will not change any more."""
+        """Appends the SEAL record and syncs: the volume will not change any more. What it seals is synced before, so
+        that a rebuild may believe all that stands before a SEAL without reading it."""
+        self.sync()
         self.append([NewRecord(RecordType.SEAL, Flag(0), clock, encode_head(SealHead(self.tail)), b"")])
         self.sync()
 
