@@ -230,7 +230,7 @@ def settle(core: Core, volume: int, end: int, ledger: _Ledger | None, pacer: Pac
     """
     failures: list[str] = []
     file = core.volumes.get(volume)
-    file.drop_cached()
+    file.drop_cached(0, end)
     slice_: list[tuple[Header, Any, Place | None]] = []
     for item in walk(file, SUPERBLOCK_SIZE, end, bodies=True):
         if isinstance(item, Damage):

@@ -85,10 +85,10 @@ class FileSystem:
     def datasync(self, fd: int) -> None:
         os.fdatasync(fd)
 
-    def drop_cached(self, fd: int) -> None:
+    def drop_cached(self, fd: int, offset: int, length: int) -> None:
         """Asks the kernel to forget synced pages, so that the next read comes from the disk. Best effort."""
         with contextlib.suppress(OSError):
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
     def truncate(self, fd: int, size: int) -> None:
         os.ftruncate(fd, size)

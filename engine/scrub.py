@@ -38,7 +38,8 @@ from cordwood.engine.walk import Damage, walk
 _log = logging.getLogger("cordwood.scrub")
 STATUS_NAME = "SCRUB"
 _BAD_MAX = 1000
-_SAVE_EVERY_BYTES = 256 << 20
+_SAVE_EVERY_S = 60.0
+_WINDOW = 1 << 20
 
 
 @dataclass(slots=True)
@@ -96,7 +97,7 @@ class Scrubber:
         self._directory = core.volumes.directory.parent
         self._should_stop = should_stop or (lambda: False)
         self.status = read_status(self._directory, core.fs) or ScrubStatus()
-        self._unsaved = 0
+        self._saved_s = time.monotonic()
 
     def total_bytes(self) -> int:
         volumes = self._core.volumes
@@ -109,6 +110,7 @@ class Scrubber:
             status.cycle_started_ms = _now_ms()
         status.total_bytes = self.total_bytes()
         is_done = False
+        known_bad = len(status.bad)
         while budget_bytes > 0 and not self._should_stop():
             volume = next((each for each in self._core.volumes.ids() if each >= status.volume), None)
             if volume is None:
@@ -118,7 +120,9 @@ class Scrubber:
             if volume != status.volume:
                 status.volume, status.offset = volume, 0
             budget_bytes -= self._read_volume(volume, budget_bytes)
-        self._save()
+        is_worth_it = is_done or len(status.bad) != known_bad
+        if is_worth_it or time.monotonic() - self._saved_s > _SAVE_EVERY_S:
+            self.save()
         return is_done
 
     def run_cycle(self, progress: Callable[[int, int], None] | None = None) -> ScrubStatus:
@@ -128,6 +132,7 @@ class Scrubber:
         while not self._should_stop() and not self.read_on(32 << 20):
             if progress is not None:
                 progress(self.status.cycle_bytes, self.status.total_bytes)
+        self.save()
         return self.status
 
     def _end_cycle(self) -> None:
@@ -140,8 +145,9 @@ class Scrubber:
         status.volume = status.offset = status.cycle_bytes = 0
         status.cycle_started_ms = now_ms
 
-    def _save(self) -> None:
-        self._unsaved = 0
+    def save(self) -> None:
+        """Keeps the cursor and the findings for the next process."""
+        self._saved_s = time.monotonic()
         content = json.dumps(asdict(self.status)).encode() + b"\n"
         self._core.fs.publish(self._directory / STATUS_NAME, content)
 
@@ -155,7 +161,6 @@ class Scrubber:
             return 1
         try:
             file = core.volumes.get(volume)
-            file.drop_cached()
             return self._read_records(file, row, budget)
         except FileNotFoundError:
             self._forgive(volume, 0, 1 << 63)
@@ -168,6 +173,7 @@ class Scrubber:
         status = self.status
         start = max(status.offset, SUPERBLOCK_SIZE)
         position = start
+        file.drop_cached(start, budget + _WINDOW)
         for item in walk(file, start, row.watermark, bodies=True):
             if isinstance(item, Damage):
                 self._look_again(file, row, item)
@@ -190,13 +196,10 @@ class Scrubber:
             status.volume, status.offset = file.id + 1, 0
         else:
             status.offset = position
-        self._unsaved += count
-        if self._unsaved >= _SAVE_EVERY_BYTES:
-            self._save()
         return max(count, 1)
 
     def _look_again(self, file: VolumeFile, row: VolumeRow, damage: Damage) -> None:
-        file.drop_cached()
+        file.drop_cached(damage.offset, damage.end - damage.offset)
         again = next(walk(file, damage.offset, damage.end, bodies=True), None)
         if isinstance(again, Record):
             _log.warning("%s read badly once (%s), then well", file.where(damage.offset), damage.why)

@@ -30,10 +30,12 @@ from cordwood.server.units import (
     duration_between,
     format_duration,
     format_size,
+    number_between,
     one_of,
     path,
     size_between,
     text,
+    time_of_day,
 )
 
 T = TypeVar("T")
@@ -308,6 +310,41 @@ class Settings:
     )
     log_format: str = _setting("text", one_of("text", "json"), "log lines as text or one JSON object each")
     access_log: bool = _setting(False, boolean, "log one line per request", is_flag=True)
+    compaction_enabled: bool = _setting(
+        True, boolean, "give back the space of what was deleted, in the background", is_flag=True
+    )
+    compaction_interval_hours: float = _setting(
+        1.0, number_between(0.001, 8760), "a compaction is considered this often", unit="hours"
+    )
+    compaction_threshold: float = _setting(
+        0.3, number_between(0, 1), "a volume is compacted when this share of it is dead, and at least 10 MiB"
+    )
+    compaction_full_time: str = _setting(
+        "02:00",
+        time_of_day,
+        "once a day, at this local time, every volume with dead records is compacted; or never",
+        unit="HH:MM",
+    )
+    compaction_multipart_ttl_secs: int = _setting(
+        604_800,
+        between(0, 10**9),
+        "multipart uploads in which nothing happened for so long are aborted; 0: never",
+        unit="count",
+    )
+    compaction_grace: float = _setting(
+        3600.0,
+        duration_between(0, 10**8),
+        "volumes sealed less long ago are left alone, for uploads in flight may own chunks in them",
+        unit="seconds",
+    )
+    compaction_rate: int = _setting(
+        64 << 20, size_between(0, 1 << 40), "bytes per second at most; 0: no limit", unit="bytes"
+    )
+    compaction_dry_run: bool = _setting(False, boolean, "only log what compaction would do", is_flag=True)
+    scrub_days: float = _setting(
+        30.0, number_between(0, 36500), "everything is read and verified once in so many days; 0: never",
+        unit="days",
+    )  # fmt: skip
 
     def all_credentials(self) -> tuple[Credential, ...]:
         """The single pair, if given, and then those of the file."""

@@ -33,6 +33,7 @@ from cordwood.server.app import build_app
 from cordwood.server.config import Address, Credential, Settings
 from cordwood.server.conn import Limits, serve_connection
 from cordwood.server.keyfile import KeyFile
+from cordwood.server.maintenance import maintain
 from cordwood.server.supervisor import Child, Role, StartError, Supervisor, hold_port
 from cordwood.server.wire.errors import S3Error
 from cordwood.server.wire.message import App, Body, PeerInfo, RequestHead, Response
@@ -70,11 +71,11 @@ def serve(settings: Settings, on_ready: Callable[[Running], None]) -> None:
     if not credentials and not settings.anonymous:
         key_file = keyfile.read_or_create(directory)
         credentials = (key_file.credential,)
-    # A maintenance process (compaction, scrub) will be one more role here: without a listener.
     roles += [
         Role(f"worker-{number}", partial(_work, settings, credentials), does_listen=True)
         for number in range(settings.workers)
     ]
+    roles.append(Role("maintenance", partial(maintain, settings)))
     supervisor.run(lambda: on_ready(Running(port.address, credentials, key_file)))
 
 

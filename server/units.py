@@ -120,6 +120,29 @@ def duration_between(low: float, high: float) -> Callable[[object], float]:
     return parse
 
 
+def number_between(low: float, high: float) -> Callable[[object], float]:
+    def parse(value: object) -> float:
+        try:
+            number = float(value) if isinstance(value, int | float | str) else low - 1
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high or isinstance(value, bool):
+            raise ValueError(f"expected a number from {low:g} to {high:g}")
+        return number
+
+    return parse
+
+
+def time_of_day(value: object) -> str:
+    """A time of day as HH:MM; nothing for "never"."""
+    if value == "never":
+        return ""
+    known = re.fullmatch(r"(?:([01][0-9]|2[0-3]):[0-5][0-9])", value) if isinstance(value, str) else None
+    if known is None:
+        raise ValueError("expected a time such as 02:00, or never")
+    return known[0]
+
+
 def one_of(*choices: str) -> Callable[[object], str]:
     def parse(value: object) -> str:
         if value not in choices:

@@ -62,6 +62,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("server.client_socket",),
     ("server.conn",),
     ("server.supervisor",),
+    ("server.maintenance",),
     ("server.main",),
     ("server",),
     ("cli",),

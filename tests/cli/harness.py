@@ -108,15 +108,27 @@ class Served:
         assert self.url, f"the server ended with {self.process.wait(10)}:\n{self.output}"
 
     def workers(self) -> list[int]:
-        """Process ids of the living children."""
+        """Process ids of the living workers, without the maintenance process."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in children]
+        return [int(pid) for pid in children if _name_of(pid).startswith("cw-worker")]
+
+    def maintenance(self) -> list[int]:
+        """The process id of the maintenance process, if it lives."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in children if _name_of(pid).startswith("cw-maintenance")]
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         code = self.process.wait(40)
         self._reader.join(10)
         return code
+
+
+def _name_of(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except FileNotFoundError:
+        return ""
 
 
 @contextmanager

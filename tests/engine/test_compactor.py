@@ -487,7 +487,7 @@ class DyingFileSystem(FileSystem):
         self._tick()
         super().extend(path, size)
 
-    def drop_cached(self, fd: int) -> None:
+    def drop_cached(self, fd: int, offset: int, length: int) -> None:
         self._tick()
 
 

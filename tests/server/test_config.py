@@ -48,6 +48,9 @@ def test_every_setting_can_be_given_in_every_layer(file: Path) -> None:
         "inline_max": "1KiB", "head_timeout": "1s", "body_timeout": "500ms", "send_timeout": "2m", "idle_timeout": "1h",
         "stop_timeout": "0", "max_head_size": "8KiB", "max_header_count": "10", "max_connections": "7",
         "log_level": "warning", "log_format": "json", "access_log": "1", "access_key": "AK", "secret_key": "SK",
+        "compaction_enabled": "false", "compaction_interval_hours": "0.5", "compaction_threshold": "0.2",
+        "compaction_full_time": "23:59", "compaction_multipart_ttl_secs": "60", "compaction_grace": "1m",
+        "compaction_rate": "1MiB", "compaction_dry_run": "true", "scrub_days": "7",
     }  # fmt: skip
     assert set(texts) == {name for name, row in SETTINGS.items() if not row.is_file_only}
     file.write_text("".join(f'{name} = "{text}"\n' for name, text in texts.items()))
@@ -73,6 +76,8 @@ def test_every_setting_can_be_given_in_every_layer(file: Path) -> None:
         ("volume_size = -1", ["expected a size"]),
         ("volume_size = 10", ["from 1MiB to 1TiB"]),
         ('idle_timeout = "soon"', ["expected a duration"]),
+        ('compaction_full_time = "2 am"', ["expected a time such as 02:00"]),
+        ("compaction_threshold = 2", ["expected a number from 0 to 1"]),
         ('log_level = "loud"', ["expected one of debug, info, warning, error"]),
         ('inline_max = "1MiB"\nchunk_size = "64KiB"', ["inline_max", "chunk_size"]),
         ('volume_size = "1MiB"\nchunk_size = "1MiB"', ["volume_size", "two chunks"]),
