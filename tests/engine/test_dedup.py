@@ -229,3 +229,38 @@ def step(store: Store, upload: UploadInfo, event: tuple[str, object, object]) ->
         case _:
             raise AssertionError((what, one, two))
     return upload
+
+
+def test_an_object_whose_chunk_list_rotted_can_still_be_deleted_and_costs_only_space(
+    store: Store, path: Path
+) -> None:
+    store.put("wood", "a", noise(9000))
+    (record,) = (record for _, record in records_of(path) if record.header.type == RecordType.OBJECT)
+    flip(path / "volumes" / "0000000001.vol", record.header.offset + record.header.length - 20)
+    with pytest.raises(errors.Corrupt):
+        store.get("wood", "a")
+    assert store.delete("wood", "a").existed
+    assert store.read_only_reason is None
+    assert references(store) == [1, 1, 1]  # kept: nobody knows any more whose they were
+    store.put("wood", "b", noise(9000))
+    assert store.get("wood", "b").read() == noise(9000)
+
+
+def test_a_chunk_that_was_compacted_away_under_a_writer_is_a_conflict_and_writing_again_succeeds(
+    store: Store,
+) -> None:
+    store.put("wood", "a", noise(9000))
+    writer = store.writer("wood", "b")
+    writer.write(noise(9000))
+    writer.flush()  # found all its chunks, and relies on them
+    store.delete("wood", "a")
+    core = store._core
+    txn = core.index.begin()
+    for chunk_id, _ in list(txn.items(b"", txn.tables.chunks)):
+        txn.delete(chunk_id, txn.tables.chunks)
+    core.index.commit(txn)
+    with pytest.raises(errors.Conflict):
+        writer.commit()
+    store.put("wood", "b", noise(9000))
+    assert store.get("wood", "b").read() == noise(9000)
+    check_accounts(store)

@@ -216,3 +216,17 @@ def test_the_successor_of_a_prefix_is_behind_all_that_begins_with_it() -> None:
     for prefix in (b"a", b"a/", "é".encode(), "🪵".encode(), "\U0010ffff".encode()):
         assert prefix + b"\xff" * 100 < successor(prefix)
         assert successor(prefix) <= prefix[:-1] + bytes([prefix[-1] + 1])
+
+
+def test_the_way_up_from_a_directory_is_the_prefix_that_leads_to_it(store: Store) -> None:
+    from cordwood.engine import namespace
+
+    prefix = "a//" + "x" * 500 + "/é/"
+    store.put("wood", prefix + "k", b"")
+    root = store.head_bucket("wood").id
+    with store._core.index.read() as txn:
+        place = namespace.resolve(txn, root, prefix.encode())
+        assert place is not None
+        assert namespace.path_of(txn, root, place[0]) == prefix.encode()
+        assert namespace.path_of(txn, root, root) == b""
+        assert namespace.path_of(txn, root, 1).startswith(b"?/")  # an id that leads nowhere

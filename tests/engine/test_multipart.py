@@ -401,3 +401,35 @@ def test_a_part_committed_without_waiting_is_there_when_its_outcome_is(store: St
     writer.flush()
     part = writer.commit_async().result(30)
     assert store.list_parts("wood", "k", upload.upload_id).parts == [part]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_part_replaced_while_its_upload_is_completed_is_noticed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    """The part list is read before the commit; the commit sees that it is stale, and the completion starts again."""
+    from cordwood.engine import copying
+
+    upload = store.create_upload("wood", "k")
+    part = put_part(store, upload, 1, noise(9000, 1))
+    original = copying.complete_operation
+    replaced = 0
+
+    def racing(*arguments: object) -> object:
+        nonlocal replaced
+        operation = original(*arguments)  # type: ignore[arg-type]
+        if not replaced:
+            replaced += 1
+            put_part(store, upload, 1, noise(9000, 1 if same else 2))
+        return operation
+
+    monkeypatch.setattr(copying, "complete_operation", racing)
+    if same:
+        complete(store, upload, [part])
+        assert store.get("wood", "k").read() == noise(9000, 1)
+    else:
+        with pytest.raises(errors.InvalidPart):
+            complete(store, upload, [part])
+        assert store.list("wood").objects == []
+    assert replaced == 1
+    check_accounts(store)

@@ -247,7 +247,7 @@ def test_a_header_is_valid_only_at_its_offset_in_its_volume_and_within_its_end()
     for bit in range(8 * HEADER_SIZE):
         bad = bytearray(data)
         bad[bit // 8] ^= 1 << bit % 8
-        assert parse_header(bad, 4096, seed, 1 << 40) is None
+        assert parse_header(bytes(bad), 4096, seed, 1 << 40) is None
 
 
 def test_every_flipped_bit_of_a_superblock_is_found() -> None:

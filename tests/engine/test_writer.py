@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -61,7 +62,7 @@ def test_bytes_files_and_iterables_are_all_taken(store: Store, tmp_path: Path, s
     data = noise(size)
     (tmp_path / "file").write_bytes(data)
     with open(tmp_path / "file", "rb") as file:
-        sources = [
+        sources: list[Any] = [
             data,
             bytearray(data),
             memoryview(data),
