@@ -4,7 +4,18 @@ Must not know: sockets, signatures, who may do what (app.py decides before a han
 Invariant: a family is added by adding a module and its line here; no other module changes.
 """
 
-from cordwood.server.handlers import buckets, copy, delete, listing, multipart, read, unset, write
+from cordwood.server.handlers import (
+    acls,
+    buckets,
+    copy,
+    delete,
+    listing,
+    multipart,
+    policies,
+    read,
+    unset,
+    write,
+)
 from cordwood.server.handlers.failures import translate
 from cordwood.server.handlers.request import HANDLERS, Entry, Request, Service
 
@@ -13,11 +24,13 @@ __all__ = [
     "Entry",
     "Request",
     "Service",
+    "acls",
     "buckets",
     "copy",
     "delete",
     "listing",
     "multipart",
+    "policies",
     "read",
     "translate",
     "unset",

@@ -15,6 +15,9 @@ import re
 from typing import Any, Final
 
 from cordwood.engine import errors as engine_errors
+from cordwood.server.acl import dumped, private
+from cordwood.server.gate import SHARED
+from cordwood.server.handlers.grants import requested_acl
 from cordwood.server.handlers.ingest import receive_structure
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.errors import s3_error
@@ -106,36 +109,48 @@ def _bucket_of_token(token: str) -> str:
 
 @handles(
     "CreateBucket",
-    "ACL CreateBucketConfiguration ObjectOwnership",
+    "ACL CreateBucketConfiguration GrantFullControl GrantRead GrantReadACP GrantWrite GrantWriteACP ObjectOwnership",
 )
 async def create_bucket(request: Request) -> Response:
-    params = request.params
     name = request.bucket
     check_name(name)
-    if params.get("ACL", "private") != "private":
-        raise s3_error("NotImplemented", header="x-amz-acl")
-    if params.get("ObjectOwnership", "BucketOwnerEnforced") != "BucketOwnerEnforced":
-        raise s3_error("NotImplemented", header="x-amz-object-ownership")
     configuration = await receive_structure(request)
     _check_location(configuration.get("LocationConstraint"), request.service.region)
     for member in ("Location", "Bucket", "Tags"):
         if member in configuration:
             raise s3_error("NotImplemented", header=member)
     identity = request.verified.identity
-    attrs = {}
-    if not identity.is_anonymous:
-        attrs["owner"] = {"id": identity.owner_id, "name": identity.display_name}
+    attrs = _access_attrs(request)
     service = request.service
     try:
         await service.bridge.run(lambda: service.store.create_bucket(name, attrs=attrs))
     except engine_errors.BucketExists:
-        if service.gate.is_insider(identity, service.store.head_bucket(name)):
+        existing = service.store.head_bucket(name)
+        has_same_acl = existing.attrs.get("acl") == attrs.get("acl")
+        if service.gate.is_insider(identity, existing) and has_same_acl:
             if service.region == "us-east-1":
                 # AWS's oldest region answers a repeated request with success, and clients rely on it.
                 return respond(request.operation, {"Location": f"/{name}"})
             raise s3_error("BucketAlreadyOwnedByYou", bucket_name=name) from None
         raise s3_error("BucketAlreadyExists", bucket_name=name) from None
     return respond(request.operation, {"Location": f"/{name}"})
+
+
+def _access_attrs(request: Request) -> dict[str, Any]:
+    """Whose the new bucket is, and who else may enter."""
+    identity = request.identity
+    ownership = request.params.get("ObjectOwnership")
+    attrs: dict[str, Any] = {}
+    if not identity.is_anonymous:
+        attrs["owner"] = {"id": identity.owner_id, "name": identity.display_name}
+    if ownership is not None:
+        attrs["ownership"] = ownership
+    acl = requested_acl(request, request.params, identity.owner_id, identity.owner_id)
+    if acl is not None and acl != private(identity.owner_id):
+        if ownership == "BucketOwnerEnforced":
+            raise s3_error("InvalidBucketAclWithObjectOwnership")
+        attrs.update({"acl": dumped(acl), SHARED: True})
+    return attrs
 
 
 def _check_location(constraint: str | None, region: str) -> None:

@@ -8,14 +8,15 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from cordwood.engine import ObjectInfo, Store
+from cordwood.server.handlers.acls import object_attrs
 from cordwood.server.handlers.conditions import source_conditions, write_conditions
 from cordwood.server.handlers.describe import (
     DESCRIPTION,
-    check_acl,
     checksum_members,
     storage_class,
     system_headers,
@@ -96,7 +97,6 @@ async def authorise_source(request: Request, source: Source) -> bool:
 )
 async def copy_object(request: Request) -> Response:
     params = request.params
-    check_acl(params)
     source = parse_source(params["CopySource"])
     is_source_versioned = await authorise_source(request, source)
     store = request.service.store
@@ -162,8 +162,14 @@ def _copy(
         checksums=checksums,
         checksum_type=checksum_type,
         storage_class=storage_class(params),
+        # Whose it is and who may read it is never copied.
+        attrs={**_without_access(original.attrs), **object_attrs(request)},
     )
     return info, source.version_id if is_source_versioned else None
+
+
+def _without_access(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attrs.items() if name not in ("owner", "acl")}
 
 
 def checksum_of(

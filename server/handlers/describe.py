@@ -32,7 +32,10 @@ SYSTEM_HEADERS: Final = {
 _MEMBER_OF_HEADER: Final = {wire_name: member for member, wire_name in SYSTEM_HEADERS.items()}
 
 # What handlers of writes take for the description of an object.
-DESCRIPTION: Final = f"{' '.join(SYSTEM_HEADERS)} Metadata StorageClass ACL"
+DESCRIPTION: Final = (
+    f"{' '.join(SYSTEM_HEADERS)} Metadata StorageClass "
+    "ACL GrantFullControl GrantRead GrantReadACP GrantWriteACP"
+)
 
 MAX_METADATA_BYTES: Final = 2048
 DEFAULT_CONTENT_TYPE: Final = "binary/octet-stream"
@@ -41,8 +44,6 @@ DEFAULT_CONTENT_TYPE: Final = "binary/octet-stream"
 STORAGE_CLASSES: Final = frozenset(
     ("STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR")
 )
-# Canned ACLs that say what holds anyway: the owner, and nobody else.
-_HARMLESS_ACLS: Final = frozenset(("private", "bucket-owner-full-control", "bucket-owner-read"))
 
 _CONTROL: Final = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -82,13 +83,6 @@ def storage_class(params: Params) -> str:
     if name not in STORAGE_CLASSES:
         raise s3_error("InvalidStorageClass", storage_class_requested=name)
     return name
-
-
-def check_acl(params: Params) -> None:
-    """Accept the canned ACLs that change nothing; refuse, rather than forget, those that would open something."""
-    acl = params.get("ACL")
-    if acl is not None and acl not in _HARMLESS_ACLS:
-        raise s3_error("NotImplemented", header="x-amz-acl")
 
 
 def object_members(info: ObjectInfo, request: Request) -> dict[str, Any]:

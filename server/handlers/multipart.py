@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from cordwood.engine import PartInfo, Store, UploadInfo
 from cordwood.engine import errors as engine_errors
+from cordwood.server.handlers.acls import object_attrs
 from cordwood.server.handlers.buckets import owner_members
 from cordwood.server.handlers.conditions import bare, source_conditions, write_conditions
 from cordwood.server.handlers.copy import (
@@ -27,7 +28,6 @@ from cordwood.server.handlers.copy import (
 from cordwood.server.handlers.describe import (
     ALGORITHMS,
     DESCRIPTION,
-    check_acl,
     checksum_members,
     storage_class,
     system_headers,
@@ -65,7 +65,6 @@ _TYPES: Final = {
 @handles("CreateMultipartUpload", f"{DESCRIPTION} ChecksumAlgorithm ChecksumType")
 async def create_multipart_upload(request: Request) -> Response:
     params = request.params
-    check_acl(params)
     algorithm = params.get("ChecksumAlgorithm", "")
     kind = params.get("ChecksumType", "")
     if kind and not algorithm:
@@ -81,6 +80,7 @@ async def create_multipart_upload(request: Request) -> Response:
                 f"The {kind} checksum type cannot be used with the {algorithm.lower()} checksum algorithm.",
             )
         kind = kind or types[0]
+    attrs = object_attrs(request)
     store = request.service.store
 
     def create() -> UploadInfo:
@@ -90,6 +90,7 @@ async def create_multipart_upload(request: Request) -> Response:
             headers=system_headers(params),
             metadata=user_metadata(params),
             storage_class=storage_class(params),
+            attrs=attrs,
             checksum_algorithm=algorithm,
             checksum_type=kind,
         )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from cordwood.server.handlers.buckets import owner_members
 from cordwood.server.handlers.conditions import version_text
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.errors import s3_error
@@ -23,12 +22,10 @@ NOT_CONFIGURED: Final = {
     "GetBucketCors": "NoSuchCORSConfiguration",
     "GetBucketEncryption": "ServerSideEncryptionConfigurationNotFoundError",
     "GetBucketLifecycleConfiguration": "NoSuchLifecycleConfiguration",
-    "GetBucketPolicy": "NoSuchBucketPolicy",
     "GetBucketReplication": "ReplicationConfigurationNotFoundError",
     "GetBucketTagging": "NoSuchTagSet",
     "GetBucketWebsite": "NoSuchWebsiteConfiguration",
     "GetObjectLockConfiguration": "ObjectLockConfigurationNotFoundError",
-    "GetPublicAccessBlock": "NoSuchPublicAccessBlockConfiguration",
 }
 
 
@@ -67,36 +64,6 @@ async def get_bucket_accelerate_configuration(request: Request) -> Response:
 @handles("GetBucketRequestPayment")
 async def get_bucket_request_payment(request: Request) -> Response:
     return respond(request.operation, {"Payer": "BucketOwner"})
-
-
-@handles("GetBucketPolicyStatus")
-async def get_bucket_policy_status(request: Request) -> Response:
-    return respond(request.operation, {"PolicyStatus": {"IsPublic": False}})
-
-
-@handles("GetBucketOwnershipControls")
-async def get_bucket_ownership_controls(request: Request) -> Response:
-    rules = [{"ObjectOwnership": "BucketOwnerEnforced"}]
-    return respond(request.operation, {"OwnershipControls": {"Rules": rules}})
-
-
-@handles("GetBucketAcl")
-async def get_bucket_acl(request: Request) -> Response:
-    return _private_acl(request)
-
-
-@handles("GetObjectAcl", "VersionId")
-async def get_object_acl(request: Request) -> Response:
-    request.service.store.head(request.bucket, request.key, version_id=version_text(request.params))
-    return _private_acl(request)
-
-
-def _private_acl(request: Request) -> Response:
-    owner = owner_members(request)
-    grantee = {"Type": "CanonicalUser", **owner}
-    return respond(
-        request.operation, {"Owner": owner, "Grants": [{"Grantee": grantee, "Permission": "FULL_CONTROL"}]}
-    )
 
 
 @handles("GetObjectTagging", "VersionId")

@@ -6,10 +6,10 @@ Invariant: a 200 leaves only after the engine's future says that the object is d
 
 from __future__ import annotations
 
+from cordwood.server.handlers.acls import object_attrs
 from cordwood.server.handlers.conditions import write_conditions
 from cordwood.server.handlers.describe import (
     DESCRIPTION,
-    check_acl,
     checksum_members,
     storage_class,
     system_headers,
@@ -26,7 +26,6 @@ FULL_OBJECT = "FULL_OBJECT"
 @handles("PutObject", f"Body ContentLength {DESCRIPTION} IfMatch IfNoneMatch", has_body=True)
 async def put_object(request: Request) -> Response:
     params = request.params
-    check_acl(params)
     checks = integrity(request)
     conditions = write_conditions(params)
     writer = request.service.store.writer(
@@ -35,6 +34,7 @@ async def put_object(request: Request) -> Response:
         headers=system_headers(params),
         metadata=user_metadata(params),
         storage_class=storage_class(params),
+        attrs=object_attrs(request),
     )
     checksums = await ingest(request, writer, checks, (checks.algorithm or DEFAULT_ALGORITHM,))
     bridge = request.service.bridge

@@ -551,8 +551,6 @@ def test_a_copy_source_is_decoded_once_and_never_normalised(
     "header",
     [
         {"x-amz-tagging": "a=b"},
-        {"x-amz-acl": "public-read"},
-        {"x-amz-grant-read": "id=1"},
         {"x-amz-server-side-encryption": "AES256"},
         {"x-amz-server-side-encryption-customer-algorithm": "AES256"},
         {"x-amz-object-lock-mode": "COMPLIANCE"},
