@@ -341,6 +341,7 @@ class Volumes:
         with self._lock:
             file = self._open.get(volume)
             if file is None:
+                self._drop_unlinked()  # what was compacted away is often why another volume is wanted now
                 file = VolumeFile(self._fs, self.path(volume), volume, self._store)
                 self._open[volume] = file
                 if len(self._open) > _OPEN_VOLUMES_MAX:
@@ -354,9 +355,13 @@ class Volumes:
 
     def forget_unlinked(self) -> int:
         """Drops the descriptors of volumes that a compaction removed: only then does their space come back."""
-        gone = [volume for volume, file in list(self._open.items()) if not file.is_linked()]
+        with self._lock:
+            return self._drop_unlinked()
+
+    def _drop_unlinked(self) -> int:
+        gone = [volume for volume, file in self._open.items() if not file.is_linked()]
         for volume in gone:
-            self.forget(volume)
+            del self._open[volume]
         return len(gone)
 
     def close(self) -> None:

@@ -159,7 +159,8 @@ class _Loop:
         passed_s, self._scrubbed_s = now_s - self._scrubbed_s, now_s
         if settings.scrub_days:
             rate = self._scrubber.total_bytes() / (settings.scrub_days * _DAY_S)
-            self._scrubber.read_on(max(1, int(rate * passed_s)))
+            if rate:
+                self._scrubber.read_on(max(1, int(rate * passed_s)))
 
 
 def seconds_until(clock_time: str, now_s: float) -> float:

@@ -6,6 +6,7 @@ Must not know: what is done to the store between the steps.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,13 @@ class History:
         bucket = self.random.choice([PLAIN, VERSIONED])
         folder = self.random.choice(["a/", "b/", "a/c/", ""])
         key = f"{folder}k{self.random.randrange(20)}"
-        steps = [self._put] * 9 + [self._delete] * 5 + [self._delete_version, self._versioning]
-        steps += [self._rename, self._batch, self._upload, self._finish_upload, self._copy, self._bucket]
+        rare: list[Callable[[str, str], None]] = [self._delete_version, self._versioning, self._rename]
+        rare += [self._batch, self._upload, self._finish_upload, self._copy, self._bucket]
+        often: list[Callable[[str, str], None]] = [self._put] * 9
+        often += [self._delete] * 5
         steps += [self._attributes] * 2
         try:
-            self.random.choice(steps)(bucket, key)
+            self.random.choice(often + rare)(bucket, key)
         except (errors.NotFound, errors.DestinationExists, errors.InvalidArgument, errors.Conflict):
             pass
 
