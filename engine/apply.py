@@ -14,9 +14,10 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from cordwood.engine import namespace
+from cordwood.engine import locks, namespace
 from cordwood.engine.errors import Corrupt
 from cordwood.engine.format import (
+    AttrsHead,
     BucketHead,
     ChunkRef,
     DeleteHead,
@@ -31,7 +32,9 @@ from cordwood.engine.format import (
 )
 from cordwood.engine.index import (
     CHECKSUM_ALGORITHMS,
+    NO_PLACE,
     STORAGE_CLASSES,
+    AttrsRow,
     BucketRow,
     ChunkRow,
     DirectoryRow,
@@ -79,6 +82,7 @@ class Applier:
             RecordType.BUCKET: self._apply_bucket,
             RecordType.UPLOAD: self._apply_upload,
             RecordType.PART: self._apply_part,
+            RecordType.ATTRS: self._apply_attrs,
         }
 
     def apply(self, type_: int, clock: int, place: Place, head: Any, manifest: Manifest | None) -> None:
@@ -172,6 +176,12 @@ class Applier:
         self._dies(row.place, row.clock)
         if not row.flags & (RowFlag.INLINE | RowFlag.MARKER):
             self._release(row.place)
+        if row.flags & RowFlag.NOTED:
+            about = self.txn.attrs(row.clock)
+            if about is not None:
+                if about.clock:
+                    self._dies(about.place, about.clock)
+                self.txn.delete(id_key(row.clock), self.txn.tables.attrs)
 
     # --- objects ----------------------------------------------------------------------------------------------
 
@@ -186,10 +196,13 @@ class Applier:
             old = ObjectRow.unpack(before)
             if old.clock == clock:  # the same record at a second place (a compaction that was interrupted)
                 self._dies(old.place, clock)
-                row = row._replace(group=old.group, null_clock=old.null_clock)
+                row = row._replace(group=old.group, null_clock=old.null_clock, flags=old.flags)
                 namespace.put_entry(txn, head.directory, head.name, row.pack())
                 return
             namespace.put_entry(txn, head.directory, head.name, self._on_top_of(old, row).pack())
+        if row.flags & RowFlag.NOTED:
+            lock = locks.lock_of(head.attrs)
+            txn.put(id_key(clock), AttrsRow(0, NO_PLACE, *lock).pack(), txn.tables.attrs)
         if head.layout == Layout.CHUNKED:
             if head.upload and txn.upload(head.bucket, head.upload) is not None:
                 self._inherit_parts(head, manifest)
@@ -269,6 +282,31 @@ class Applier:
                 return
         namespace.remove_entry(txn, head.directory, head.name)
         self._emptied(head.bucket, head.directory)
+
+    def _apply_attrs(self, clock: int, place: Place, head: AttrsHead, _manifest: Manifest | None) -> None:
+        txn = self.txn
+        packed = namespace.get_entry(txn, head.directory, head.name)
+        if packed is None:
+            return  # the version is gone; this record may outlive it in another volume
+        row = current = ObjectRow.unpack(packed)
+        if current.clock != head.version:
+            key = version_key(current.group, head.version)
+            noncurrent = txn.get(key, txn.tables.versions) if current.group else None
+            if noncurrent is None:
+                return
+            row = ObjectRow.unpack(noncurrent)
+        if not row.flags & RowFlag.NOTED:
+            row = row._replace(flags=row.flags | RowFlag.NOTED)
+            if row.clock == current.clock:
+                namespace.put_entry(txn, head.directory, head.name, row.pack())
+            else:
+                txn.put(version_key(current.group, head.version), row.pack(), txn.tables.versions)
+        old = txn.attrs(head.version)
+        if old is not None and old.clock:
+            self._dies(old.place, old.clock)
+        self._lives(place)
+        new = AttrsRow(clock, place, *locks.lock_of(head.attrs))
+        txn.put(id_key(head.version), new.pack(), txn.tables.attrs)
 
     # --- directories and buckets ------------------------------------------------------------------------------
 
@@ -367,6 +405,8 @@ def make_row(clock: int, place: Place, head: ObjectHead) -> ObjectRow:
         flags |= RowFlag.INLINE
     elif head.layout == Layout.MARKER:
         flags |= RowFlag.MARKER
+    if head.attrs and locks.lock_of(head.attrs) != locks.OPEN:
+        flags |= RowFlag.NOTED
     algorithms = 0
     for name in head.checksums:
         algorithms |= _ALGORITHM_BIT[name]

@@ -19,6 +19,7 @@ import msgspec
 from cordwood.engine.errors import Corrupt
 from cordwood.engine.format import CHUNK_ID_SIZE, chunk_record_length
 from cordwood.engine.index import (
+    AttrsRow,
     BucketRow,
     ChunkRow,
     DirectoryRow,
@@ -71,6 +72,7 @@ class _Comparison:
             ("directories", DirectoryRow.unpack),
             ("uploads", UploadRow.unpack),
             ("parts", PartRow.unpack),
+            ("attrs", AttrsRow.unpack),
         ]
         for name, unpack in simple:
             yield from self._compare_simple(name, unpack)

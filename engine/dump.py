@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from cordwood.engine import namespace
-from cordwood.engine.index import ChunkRow, ObjectRow, PartRow, RowFlag, Txn, UploadRow, id_key
+from cordwood.engine.index import AttrsRow, ChunkRow, ObjectRow, PartRow, RowFlag, Txn, UploadRow, id_key
 
 
 def logical_dump(txn: Txn) -> dict[str, Any]:
@@ -37,6 +37,7 @@ def logical_dump(txn: Txn) -> dict[str, Any]:
         "directories": list(txn.items(b"", txn.tables.directories)),
         "uploads": [(key, UploadRow.unpack(row)) for key, row in txn.items(b"", txn.tables.uploads)],
         "parts": [(key, PartRow.unpack(row)) for key, row in txn.items(b"", txn.tables.parts)],
+        "attrs": [(key, AttrsRow.unpack(row)) for key, row in txn.items(b"", txn.tables.attrs)],
         "chunks": chunks,
         "live_bytes": sum(row.live_bytes for row in txn.volumes().values()),
     }

@@ -117,6 +117,16 @@ class BucketNotEmpty(CordwoodError):
         self.bucket = bucket
 
 
+class Locked(CordwoodError):
+    """A version is under object lock: it may not be removed, or its retention not be changed so."""
+
+    def __init__(self, bucket: str, key: str, version_id: str) -> None:
+        super().__init__(f"version {version_id!r} of key {key!r} in bucket {bucket!r} is locked")
+        self.bucket = bucket
+        self.key = key
+        self.version_id = version_id
+
+
 class DestinationExists(CordwoodError):
     """A rename would land on something that is there already."""
 
@@ -189,4 +199,4 @@ class EntityTooSmall(InvalidArgument):
 
 
 class InvalidState(InvalidArgument):
-    """The call does not fit what was done before (a writer used after commit, a batch used after its end)."""
+    """The call does not fit the state of what it is about, or what was done before (a writer used after commit)."""

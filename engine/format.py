@@ -100,6 +100,7 @@ class RecordType(IntEnum):
     UPLOAD = 6
     PART = 7
     SEAL = 8
+    ATTRS = 9
 
 
 class Flag(IntFlag):
@@ -282,7 +283,20 @@ class SealHead(_Head, frozen=True):
     records_end: int
 
 
-Head = ObjectHead | DeleteHead | DirectoryHead | BucketHead | UploadHead | PartHead | SealHead
+class AttrsHead(_Head, frozen=True):
+    """All attributes of one version from this clock on, in the place of those in its own record.
+
+    `version` is the clock of that record. The newest such head of a version counts.
+    """
+
+    bucket: int
+    directory: int
+    name: bytes
+    version: int
+    attrs: dict[str, Any] = {}
+
+
+Head = ObjectHead | DeleteHead | DirectoryHead | BucketHead | UploadHead | PartHead | SealHead | AttrsHead
 
 HEAD_TYPES: dict[int, type[_Head]] = {
     RecordType.OBJECT: ObjectHead,
@@ -292,6 +306,7 @@ HEAD_TYPES: dict[int, type[_Head]] = {
     RecordType.UPLOAD: UploadHead,
     RecordType.PART: PartHead,
     RecordType.SEAL: SealHead,
+    RecordType.ATTRS: AttrsHead,
 }
 TYPE_OF_HEAD: dict[type, int] = {head: int(type_) for type_, head in HEAD_TYPES.items()}
 _DECODERS = {type_: msgspec.msgpack.Decoder(head) for type_, head in HEAD_TYPES.items()}

@@ -17,6 +17,7 @@ Tables (key -> row):
   chunks       chunk id -> ChunkRow
   uploads      bucket id + upload id -> UploadRow
   parts        upload id + part number -> PartRow
+  attrs        clock of a version -> AttrsRow, for versions with the flag NOTED
 """
 
 from __future__ import annotations
@@ -38,7 +39,18 @@ from cordwood.engine.fs import FULL_ERRNOS, FileSystem
 from cordwood.engine.volume import Place
 
 MAX_READERS = 4096
-_TABLES = ("meta", "volumes", "buckets", "directories", "entries", "versions", "chunks", "uploads", "parts")
+_TABLES = (
+    "meta",
+    "volumes",
+    "buckets",
+    "directories",
+    "entries",
+    "versions",
+    "chunks",
+    "uploads",
+    "parts",
+    "attrs",
+)
 _U64 = struct.Struct(">Q")
 _CLOCK_KEY = b"clock"
 _STORE_KEY = b"store"
@@ -59,7 +71,7 @@ class Kind:
 
 
 class RowFlag:
-    """Flags of an ObjectRow."""
+    """Flags of an ObjectRow. NOTED: the version has a row in `attrs`."""
 
     NULL = 1
     MARKER = 2
@@ -67,6 +79,7 @@ class RowFlag:
     GROUPED = 8
     COMPOSITE = 16
     FULL_OBJECT = 32
+    NOTED = 64
 
 
 STORAGE_CLASSES = (
@@ -250,6 +263,31 @@ class PartRow(NamedTuple):
         return PartRow(clock, Place(volume, offset, length), size, md5, checksums)
 
 
+_ATTRS = struct.Struct("<QIQIBBQ")
+
+
+class AttrsRow(NamedTuple):
+    """What is to be known of a version without its record: its lock, and where its attributes are.
+
+    `place` is NO_PLACE and `clock` is 0 while they are those in the version's own record. `mode`, `hold` and `until_ms`
+    are the lock (locks.py).
+    """
+
+    clock: int
+    place: Place
+    mode: int
+    hold: bool
+    until_ms: int
+
+    def pack(self) -> bytes:
+        return _ATTRS.pack(self.clock, *self.place, self.mode, self.hold, self.until_ms)
+
+    @staticmethod
+    def unpack(row: bytes | memoryview) -> AttrsRow:
+        clock, volume, offset, length, mode, hold, until_ms = _ATTRS.unpack(row)
+        return AttrsRow(clock, Place(volume, offset, length), mode, bool(hold), until_ms)
+
+
 class VolumeState:
     """FILLING: a compaction writes it; what is in it counts only where a row points to it. RETIRED: nothing lives in
     it, its file is being removed or gone; the row stays, so that an upload in flight can tell it from a new volume."""
@@ -320,6 +358,7 @@ class Tables(NamedTuple):
     chunks: Any
     uploads: Any
     parts: Any
+    attrs: Any
 
 
 class Txn:
@@ -419,6 +458,10 @@ class Txn:
     def part(self, upload: int, number: int) -> PartRow | None:
         row = self.get(part_key(upload, number), self.tables.parts)
         return PartRow.unpack(row) if row else None
+
+    def attrs(self, version: int) -> AttrsRow | None:
+        row = self.get(id_key(version), self.tables.attrs)
+        return AttrsRow.unpack(row) if row else None
 
     def parts(self, upload: int, after: int = 0) -> Iterator[tuple[int, PartRow]]:
         prefix = id_key(upload)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from cordwood.engine import namespace
 from cordwood.engine.format import (
     CHUNK_ID_SIZE,
+    AttrsHead,
     BucketHead,
     Header,
     ObjectHead,
@@ -28,6 +29,7 @@ from cordwood.engine.format import (
     decode_head,
 )
 from cordwood.engine.index import (
+    AttrsRow,
     BucketRow,
     ChunkRow,
     DirectoryRow,
@@ -58,7 +60,7 @@ class Pointer(NamedTuple):
 
     table: Any
     key: bytes
-    row: ObjectRow | ChunkRow | DirectoryRow | BucketRow | UploadRow | PartRow
+    row: ObjectRow | ChunkRow | DirectoryRow | BucketRow | UploadRow | PartRow | AttrsRow
 
     def moved(self, place: Place) -> bytes:
         """The row as it is to be once the record is at another place."""
@@ -124,6 +126,10 @@ def find_pointer(txn: Txn, header: Header, head: Any, place: Place) -> Pointer |
         part = txn.part(head.upload, head.number)
         if part is not None:
             found = Pointer(tables.parts, part_key(head.upload, head.number), part)
+    elif type_ == RecordType.ATTRS:
+        about = txn.attrs(head.version)
+        if about is not None:
+            found = Pointer(tables.attrs, id_key(head.version), about)
     if found is None or isinstance(found.row, ChunkRow) or found.row.place != place:
         return None
     return found
@@ -199,6 +205,12 @@ def describe(txn: Txn, header: Header, head: Any) -> str:
         key = namespace.path_of(txn, head.bucket, head.directory) + head.name
         version = "null" if head.null else f"{header.clock:016x}"
         return f"object {key.decode(errors='replace')!r} of bucket {name!r}, version {version}"
+    if isinstance(head, AttrsHead):
+        key = namespace.path_of(txn, head.bucket, head.directory) + head.name
+        name = bucket_name(txn, head.bucket)
+        return (
+            f"attributes of {key.decode(errors='replace')!r} of bucket {name!r}, version {head.version:016x}"
+        )
     if isinstance(head, PartHead):
         return f"part {head.number} of upload {head.upload:016x} in bucket {bucket_name(txn, head.bucket)!r}"
     if isinstance(head, UploadHead):
@@ -261,6 +273,10 @@ def _small_references(txn: Txn, volume: int) -> Iterator[Reference]:
         upload = UploadRow.unpack(packed)
         if upload.place.volume == volume:
             yield Reference(upload.place.offset, upload.place.length, f"upload {key[8:].hex()}")
+    for key, packed in txn.items(b"", txn.tables.attrs):
+        about = AttrsRow.unpack(packed)
+        if about.place.volume == volume:
+            yield Reference(about.place.offset, about.place.length, f"attributes of version {key.hex()}")
     for key, packed in txn.items(b"", txn.tables.parts):
         part = PartRow.unpack(packed)
         if part.place.volume == volume:

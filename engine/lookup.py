@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from cordwood.engine import namespace
@@ -25,8 +26,8 @@ from cordwood.engine.errors import (
     VersionNotFound,
     WouldBlock,
 )
-from cordwood.engine.format import Layout, Manifest, ObjectHead, RecordType, decode_head
-from cordwood.engine.index import ObjectRow, RowFlag
+from cordwood.engine.format import AttrsHead, Layout, Manifest, ObjectHead, RecordType, decode_head
+from cordwood.engine.index import AttrsRow, ObjectRow, RowFlag, Txn
 from cordwood.engine.model import Conditions, ObjectInfo, lookup_key, version_clock, version_id_of
 from cordwood.engine.operations import find_version, object_info, require_bucket, row_etag
 from cordwood.engine.reader import ObjectReader
@@ -36,11 +37,21 @@ _SMALL_RECORD = 4096  # up to this size the whole record is read even where only
 
 
 class Found(NamedTuple):
-    """A version's metadata, and the body of its record (None where it was not wanted)."""
+    """A version's metadata, the body of its record (None where it was not wanted), and the version's clock with that of
+    the last change of its attributes (0: none)."""
 
     info: ObjectInfo
     layout: int
     body: bytes | None
+    clock: int = 0
+    attrs_clock: int = 0
+
+
+class _Target(NamedTuple):
+    row: ObjectRow
+    is_latest: bool
+    place: tuple[int, bytes]
+    about: AttrsRow | None
 
 
 def open_object(
@@ -55,7 +66,7 @@ def open_object(
     wait: bool,
 ) -> ObjectReader:
     """A reader on the selected bytes; see `Store.get`."""
-    info, layout, body = find(core, bucket, key, version_id, conditions, want_body=True, wait=wait)
+    info, layout, body, *_ = find(core, bucket, key, version_id, conditions, want_body=True, wait=wait)
     assert body is not None
     inline = body if layout == Layout.INLINE else None
     manifest = Manifest(body, f"object {key!r}") if inline is None else None
@@ -79,26 +90,27 @@ def find(
     """Looks a version up and reads its record; the errors are those of `Store.get`."""
     raw = lookup_key(key)
     for _ in range(MOVED_RETRIES):
-        row, is_latest, place = _find_row(core, bucket, raw, key, version_id)
+        row, is_latest, place, about = _find_row(core, bucket, raw, key, version_id)
         if row.flags & RowFlag.MARKER:
             marker = version_id_of(row.clock, is_null=bool(row.flags & RowFlag.NULL))
             raise DeleteMarkerFound(bucket, key, marker, is_latest=is_latest)
         is_modified = conditions is None or _check_read(conditions, row, bucket, key)
         try:
             head, body = _read_object(core, row, place, want_body=want_body and is_modified, wait=wait)
+            changed = _read_attrs(core, row, about, wait=wait) if about is not None and about.clock else None
         except Moved:
             continue
         info = object_info(bucket, key, head, row.clock, is_latest=is_latest)
+        if changed is not None:
+            info = replace(info, attrs=changed.attrs)
         if not is_modified:
             raise NotModified(info)
-        return Found(info, head.layout, body)
+        return Found(info, head.layout, body, row.clock, about.clock if about is not None else 0)
     raise Corrupt(f"a volume that the index names is missing; it holds key {key!r} of bucket {bucket!r}")
 
 
-def _find_row(
-    core: Core, bucket: str, raw: bytes, key: str, version_id: str | None
-) -> tuple[ObjectRow, bool, tuple[int, bytes]]:
-    """The version's row, whether it is the newest, and the directory and name that its record must have."""
+def _find_row(core: Core, bucket: str, raw: bytes, key: str, version_id: str | None) -> _Target:
+    """The version's row, whether it is the newest, the directory and name that its record must have, its AttrsRow."""
     with core.index.read() as txn:
         place = namespace.resolve(txn, require_bucket(txn, bucket).head.bucket, raw)
         packed = namespace.get_entry(txn, *place) if place is not None else None
@@ -106,11 +118,28 @@ def _find_row(
         if version_id is None:
             if newest is None or place is None:
                 raise KeyNotFound(bucket, key)
-            return newest, True, place
+            return _Target(newest, True, place, _about(txn, newest))
         row = find_version(txn, newest, version_clock(version_id))
         if row is None or newest is None or place is None:
             raise VersionNotFound(bucket, key, version_id)
-        return row, row.clock == newest.clock, place
+        return _Target(row, row.clock == newest.clock, place, _about(txn, row))
+
+
+def _about(txn: Txn, row: ObjectRow) -> AttrsRow | None:
+    return txn.attrs(row.clock) if row.flags & RowFlag.NOTED else None
+
+
+def _read_attrs(core: Core, row: ObjectRow, about: AttrsRow, *, wait: bool) -> AttrsHead:
+    """The attributes that took the place of those in the version's record."""
+    file = core.volume(about.place.volume)
+    record = file.read_record(about.place, cached_only=not wait)
+    if record is None:
+        raise WouldBlock("the object's attributes are not in memory")
+    where = file.where(about.place.offset)
+    head = decode_head(record.header.type, record.head, where)
+    if not isinstance(head, AttrsHead) or (record.header.clock, head.version) != (about.clock, row.clock):
+        raise Corrupt(f"{where}: another record stands where the index expects an object's attributes")
+    return head
 
 
 def _read_object(

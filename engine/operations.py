@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cordwood.engine import namespace
-from cordwood.engine.clock import milliseconds
+from cordwood.engine import locks, namespace
+from cordwood.engine.clock import milliseconds, tick
 from cordwood.engine.commit import Decision, Operation
 from cordwood.engine.errors import (
     BucketExists,
@@ -26,7 +26,9 @@ from cordwood.engine.errors import (
     CordwoodError,
     DestinationExists,
     InvalidArgument,
+    InvalidState,
     KeyNotFound,
+    Locked,
     PreconditionFailed,
     UploadNotFound,
     VersionNotFound,
@@ -103,6 +105,12 @@ def find_version(txn: Txn, current: ObjectRow | None, version: int | None) -> Ob
         return None
     found = ObjectRow.unpack(row)
     return found if bool(found.flags & RowFlag.NULL) == (version == 0) else None
+
+
+def lock_of_row(txn: Txn, row: ObjectRow) -> locks.Lock:
+    """The lock of a version, by the index alone: its record may not be in its volume yet."""
+    about = txn.attrs(row.clock) if row.flags & RowFlag.NOTED else None
+    return locks.Lock(about.mode, about.hold, about.until_ms) if about is not None else locks.OPEN
 
 
 def row_etag(row: ObjectRow) -> str:
@@ -259,6 +267,8 @@ class Description:
             check_checksums(self.checksums, self.checksum_type)
         if self.headers or self.metadata or self.checksums or self.attrs:
             check_kept((self.headers, self.metadata, self.checksums), self.attrs)
+        if self.attrs:
+            locks.check(self.attrs)
 
 
 @dataclass(slots=True)
@@ -306,7 +316,7 @@ class PutObject:
             checksums=dict(about.checksums),
             checksum_type=about.checksum_type,
             upload=self.upload,
-            attrs=dict(about.attrs),
+            attrs=locks.with_default(about.attrs, bucket.attrs, milliseconds(tick(decision.clock))),
         )
         if content.inline is not None:
             clock, _ = decision.write(head, content.inline)
@@ -323,6 +333,7 @@ class DeleteObject:
     key: bytes
     version_id: str | None = None
     conditions: Conditions | None = None
+    bypass: bool = False
     nested: bool = False
     frees: bool = True
 
@@ -358,6 +369,9 @@ class DeleteObject:
             check_write(self.conditions, row, self.bucket, key)
         if row is None or version is None:
             return DeleteResult(self.version_id, False, False)
+        now_ms = milliseconds(tick(decision.clock))
+        if locks.holds(lock_of_row(decision.txn, row), now_ms, bypass=self.bypass):
+            raise Locked(self.bucket, key, self.version_id)
         place = namespace.resolve(decision.txn, bucket.bucket, self.key)
         assert place is not None
         decision.write(DeleteHead(bucket.bucket, *place, version))
@@ -431,7 +445,10 @@ class Rename:
 
     def decide(self, decision: Decision) -> None:
         txn = decision.txn
-        root = require_bucket(txn, self.bucket).head.bucket
+        bucket = require_bucket(txn, self.bucket).head
+        root = bucket.bucket
+        if locks.OBJECT_LOCK in bucket.attrs:
+            raise InvalidState(f"bucket {self.bucket!r} has object lock: what is in it keeps its name")
         found = namespace.resolve(txn, root, self.source)
         if found is None:
             raise KeyNotFound(self.bucket, self.source.decode())
@@ -490,10 +507,15 @@ class UpdateBucket:
         if self.versioning == "" and old.versioning:
             raise InvalidArgument(f"versioning of bucket {self.name!r} can be suspended, but not undone")
         merged = {**old.attrs, **self.attrs}
+        versioning = old.versioning if self.versioning is None else self.versioning
+        if locks.OBJECT_LOCK in old.attrs and merged[locks.OBJECT_LOCK] is None:
+            raise InvalidState(f"object lock of bucket {self.name!r} cannot be undone")
+        if merged.get(locks.OBJECT_LOCK) is not None and versioning != "Enabled":
+            raise InvalidState(f"bucket {self.name!r} needs versioning for object lock")
         head = BucketHead(
             old.bucket,
             old.name,
-            old.versioning if self.versioning is None else self.versioning,
+            versioning,
             False,
             {name: value for name, value in merged.items() if value is not None},
         )

@@ -14,10 +14,12 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cordwood.engine import copying, listing, lookup, opening
+from cordwood.engine.attributes import SetAttrs
 from cordwood.engine.batch import Batch
 from cordwood.engine.commit import Committer, Operation, Pending
 from cordwood.engine.core import MOVED_RETRIES, Core, Moved
@@ -228,10 +230,19 @@ class Store:
         return ObjectWriter(self._core, bucket, raw, describe(headers, metadata, storage_class, attrs))
 
     def delete(
-        self, bucket: str, key: str, *, version_id: str | None = None, conditions: Conditions | None = None
+        self,
+        bucket: str,
+        key: str,
+        *,
+        version_id: str | None = None,
+        conditions: Conditions | None = None,
+        bypass_governance: bool = False,
     ) -> DeleteResult:
-        """Deletes an object, or puts a delete marker on it, or removes one version. A missing key is no error."""
-        return self._execute(DeleteObject(bucket, lookup_key(key), version_id, conditions))
+        """Deletes an object, or puts a delete marker on it, or removes one version. A missing key is no error.
+
+        Locked for a version under object lock; `bypass_governance` lifts a GOVERNANCE retention.
+        """
+        return self._execute(DeleteObject(bucket, lookup_key(key), version_id, conditions, bypass_governance))
 
     def delete_async(
         self,
@@ -240,11 +251,44 @@ class Store:
         *,
         version_id: str | None = None,
         conditions: Conditions | None = None,
+        bypass_governance: bool = False,
         wake: bool = True,
     ) -> Pending[DeleteResult]:
         """Like `delete` without waiting. `wake` as in `ObjectWriter.commit_async`."""
-        operation = DeleteObject(bucket, lookup_key(key), version_id, conditions)
+        operation = DeleteObject(bucket, lookup_key(key), version_id, conditions, bypass_governance)
         return self._committer().submit(operation, wake=wake)
+
+    def update_attrs(
+        self,
+        bucket: str,
+        key: str,
+        attrs: Mapping[str, Any],
+        *,
+        version_id: str | None = None,
+        bypass_governance: bool = False,
+    ) -> ObjectInfo:
+        """Merges `attrs` into those of a version that is there; a value of None removes a name. Version, time and
+        ETag stay. KeyNotFound, VersionNotFound, DeleteMarkerFound; Locked for a retention that may not change so."""
+
+        def attempt() -> ObjectInfo:
+            self._check_open()
+            found = lookup.find(self._core, bucket, key, version_id, None, want_body=False, wait=True)
+            merged = {**found.info.attrs, **attrs}
+            kept = {name: value for name, value in merged.items() if value is not None}
+            self._execute(
+                SetAttrs(
+                    bucket,
+                    lookup_key(key),
+                    version_id,
+                    found.clock,
+                    found.attrs_clock,
+                    kept,
+                    bypass_governance,
+                )
+            )
+            return replace(found.info, attrs=kept)
+
+        return _retrying(attempt)
 
     def start_commits(self) -> None:
         """Lets what was handed over with `wake=False` be committed, together."""
@@ -252,10 +296,17 @@ class Store:
             self._core.committer.wake()
 
     def delete_many(
-        self, bucket: str, deletes: Sequence[tuple[str, str | None, Conditions | None]]
+        self,
+        bucket: str,
+        deletes: Sequence[tuple[str, str | None, Conditions | None]],
+        *,
+        bypass_governance: bool = False,
     ) -> list[DeleteResult | CordwoodError]:
         """Many deletes (key, version id, conditions) in one commit; each one's result, or the error it met."""
-        operations = [DeleteObject(bucket, lookup_key(key), version, when) for key, version, when in deletes]
+        operations = [
+            DeleteObject(bucket, lookup_key(key), version, when, bypass_governance)
+            for key, version, when in deletes
+        ]
         return self._execute(DeleteMany(operations))
 
     def copy(

@@ -72,6 +72,9 @@ MAKERS: Final[dict[type[BaseException], Maker]] = {
     errors.NotFound: _constant("NoSuchKey"),
     errors.BucketExists: lambda e, head, params: s3_error("BucketAlreadyExists", bucket_name=e.bucket),
     errors.BucketNotEmpty: lambda e, head, params: s3_error("BucketNotEmpty", bucket_name=e.bucket),
+    errors.Locked: lambda e, head, params: s3_error(
+        "AccessDenied", "Access Denied because object protected by object lock."
+    ),
     errors.DestinationExists: _constant("PreconditionFailed"),
     # Of a read it is a response, made by read.py; of a copy's source it is a failed condition.
     errors.NotModified: lambda e, head, params: s3_error("PreconditionFailed", condition="If-None-Match"),

@@ -48,7 +48,7 @@ class History:
         rare += [self._batch, self._upload, self._finish_upload, self._copy, self._bucket]
         often: list[Callable[[str, str], None]] = [self._put] * 9
         often += [self._delete] * 5
-        steps += [self._attributes] * 2
+        often += [self._attributes] * 2
         try:
             self.random.choice(often + rare)(bucket, key)
         except (errors.NotFound, errors.DestinationExists, errors.InvalidArgument, errors.Conflict):

@@ -82,6 +82,7 @@ STRUCTS: dict[str, list[Row]] = {
     "Chunk row": layout(index._CHUNK, list(index.ChunkRow._fields)),
     "Upload row": layout(index._UPLOAD, ["clock", *PLACE, "secret"]),
     "Part row": layout(index._PART, ["clock", *PLACE, "size", "md5"]),
+    "Attrs row": layout(index._ATTRS, ["clock", *PLACE, *index.AttrsRow._fields[2:]]),
     "Volume row": layout(index._VOLUME, list(index.VolumeRow._fields)),
 }
 
@@ -126,6 +127,7 @@ HEADS: dict[str, type[format._Head]] = {
     "Upload head": format.UploadHead,
     "Part head": format.PartHead,
     "Seal head": format.SealHead,
+    "Attrs head": format.AttrsHead,
     "Part in manifest": format.PartInManifest,
 }
 HEAD_TYPES = {
