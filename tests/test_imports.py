@@ -124,13 +124,28 @@ def imported_by(name: str, node: ast.AST) -> Iterator[Import]:
             module = ".".join([*base, *([module] if module else [])])
         module = "" if module == "cordwood" else module.removeprefix("cordwood.")
         names = tuple(alias.name for alias in node.names)
-        # `from cordwood.engine import errors` imports the module engine.errors, not a name in engine.
+        # `from cordwood.engine import namespace` imports the module engine.namespace, not a name in engine; except from
+        # outside the package when its __init__ exports something of that name.
+        exported = () if name.startswith(module) else exports_of(module)
+        rest = []
         for each in names:
             full = f"{module}.{each}" if module else each
-            if full in sources():
+            if full in sources() and each not in exported:
                 yield Import(full, (), node.lineno)
-        if rest := tuple(each for each in names if f"{module}.{each}".lstrip(".") not in sources()):
-            yield Import(module, rest, node.lineno)
+            else:
+                rest.append(each)
+        if rest:
+            yield Import(module, tuple(rest), node.lineno)
+
+
+def exports_of(module: str) -> list[str]:
+    """What `__all__` of a package lists."""
+    if module not in sources():
+        return []
+    for node in sources()[module][1].body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return [str(each) for each in ast.literal_eval(node.value)]
+    return []
 
 
 def is_ours(module: str) -> bool:
