@@ -257,6 +257,22 @@ def test_a_fresh_index_beside_volumes_is_refused_before_anything_is_cut(path: Pa
         assert store.get("wood", "k").read() == b"v"
 
 
+def test_records_planted_inside_an_object_of_the_same_volume_are_not_believed(path: Path) -> None:
+    """A client stores its volume's own bytes; then the chunk's header rots, and a rebuild looks into its body."""
+    with small(path) as store:
+        store.create_bucket("wood")
+        store.put("wood", "ghost", b"g" * 100)
+        records = volume_files(path)[0].read_bytes()[4096:]
+        store.delete("wood", "ghost")
+        store.put("wood", "planted", (b"1234" + records).ljust(1000, b"."))
+        store.put("wood", "last", b"l")
+    (chunk,) = [each for _, each in records_of(path) if each.header.type == RecordType.CHUNK]
+    flip(volume_files(path)[0], chunk.header.offset + 20)
+    rebuild(path, map_size=1 << 28)
+    with small(path) as store:
+        assert [entry.key for entry in store.list("wood").objects] == ["last", "planted"]
+
+
 def test_the_index_is_synced_by_what_the_tests_believe_syncs_it() -> None:
     """The power cuts of this folder hook these methods; a rename must not silence them."""
     assert all(hasattr(Index, name) for name in ("commit", "sync", "_cover_last_page"))

@@ -1,0 +1,289 @@
+"""Deliberate bugs, one at a time: the simulation must catch every one of them.
+
+    python -m tests.sim.mutants            # all, as a table for docs/testing.md
+    python -m tests.sim.mutants NAME ...   # some
+
+Each is a replacement in a copy of the tree. A replacement that no longer fits is an error: the list must follow the
+engine.
+
+Must not know: which test should catch what.
+
+Invariant: the tree itself is never changed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SUITE = [f"tests/sim/test_{name}.py" for name in ("found", "power_cuts", "faults", "simulation", "kill")]
+TIMEOUT_S = 400
+
+
+class Mutant(NamedTuple):
+    """`old` stands exactly once in engine/`file`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = (
+    Mutant(
+        "a new volume's name is not synced",
+        "volume.py",
+        "            self._fs.unlink(temporary)\n            self._fs.sync_directory(self.directory)\n",
+        "            self._fs.unlink(temporary)\n",
+    ),
+    Mutant(
+        "acknowledge before the sync", "commit.py", "            if self._sync:\n", "            if False:\n"
+    ),
+    Mutant(
+        "the body CRC is ignored",
+        "volume.py",
+        "if body is not None and crc32c(body) != header.body_crc:",
+        "if body is not None and len(body) < 0:",
+    ),
+    Mutant(
+        "the head CRC is ignored", "volume.py", "if crc32c(head) != header.head_crc:", "if len(head) < 0:"
+    ),
+    Mutant(
+        "a record is believed at another offset",
+        "format.py",
+        "if header.offset != offset or",
+        "if header.offset < 0 or",
+    ),
+    Mutant(
+        "a reference is forgotten",
+        "apply.py",
+        "row._replace(references=row.references + 1)",
+        "row._replace(references=1)",
+    ),
+    Mutant(
+        "parts left out of a completed upload keep their references",
+        "apply.py",
+        "            if number not in kept:\n                self._release(part.place)\n",
+        "",
+    ),
+    Mutant(
+        "a rebuild drops deletes",
+        "rebuild.py",
+        "            applier.apply(change.type,",
+        "            if change.type == RecordType.DELETE:\n                continue\n"
+        "            applier.apply(change.type,",
+    ),
+    Mutant(
+        "the precondition of a put is ignored",
+        "operations.py",
+        "        if self.conditions is not None:\n            check_write(self.conditions, current_row(",
+        "        if self.conditions is not None and not txn:\n            check_write(self.conditions, current_row(",
+    ),
+    Mutant(
+        "the precondition of a put is applied after the append",
+        "operations.py",
+        "            clock, _ = decision.write(head, content.inline)\n",
+        "            clock, _ = decision.write(head, content.inline)\n"
+        "            check_write(self.conditions, current_row(txn, bucket.bucket, self.key), self.bucket, key)\n",
+    ),
+    Mutant(
+        "recovery keeps what it did not replay",
+        "recovery.py",
+        "                        tail.keep = group.end\n",
+        "                        tail.keep = tail.size\n",
+    ),
+    Mutant(
+        "recovery replays nothing",
+        "recovery.py",
+        "                    if group.clock > clock:\n",
+        "                    if group.clock > clock and not clock:\n",
+    ),
+    Mutant(
+        "recovery cuts nothing",
+        "recovery.py",
+        "                self._volumes.truncate(tail.fd, tail.keep)\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "a torn transaction counts",
+        "commit.py",
+        "            self.records[number] = self.records[number]._replace(flags=Flag.MORE)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "an overtaken transaction in a sealed volume stays",
+        "recovery.py",
+        "                        tail.sealed = False",
+        "                        tail.sealed = tail.sealed",
+    ),
+    Mutant(
+        "a SEAL is written over what is not synced",
+        "volume.py",
+        'stands before a SEAL without reading it."""\n        self.sync()\n',
+        'stands before a SEAL without reading it."""\n',
+    ),
+    Mutant(
+        "a rebuild believes records whose bodies are torn",
+        "rebuild.py",
+        "    verified = _verified_end(file, durable, end)\n",
+        "    verified = end\n",
+    ),
+    Mutant(
+        "a failed sync is forgotten",
+        "volume.py",
+        "            if self._sync_failure is not None:\n",
+        "            if self._sync_failure == ''and not tail:\n",
+    ),
+    Mutant(
+        "a store writes on after a failed commit",
+        "commit.py",
+        "            self._health.fail(why)\n            raise ReadOnly(why) from error\n",
+        "            raise ReadOnly(why) from error\n",
+    ),
+    Mutant(
+        "a failed append is not cut off",
+        "volume.py",
+        "            self._fs.truncate(self._fd, self.tail)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a renamed directory keeps its old name",
+        "apply.py",
+        "            if namespace.find_directory(txn, old.parent, old.name) == head.directory:\n",
+        "            if not head.directory:\n",
+    ),
+    Mutant(
+        "empty directories stay",
+        "apply.py",
+        "        if self._counting:\n            self.vanish_if_empty(bucket, directory)\n",
+        "",
+    ),
+    Mutant(
+        "the clock is not kept",
+        "commit.py",
+        "            txn.put_clock(decision.clock)\n",
+        "",
+    ),
+    Mutant(
+        "a page begins with the last item of the one before",
+        "listing.py",
+        '    start = start_after + b"\\0" if start_after else b""\n    items',
+        "    start = start_after\n    items",
+    ),
+    Mutant(
+        "the null version is lost sight of",
+        "apply.py",
+        "null_clock = old.clock if old.flags & RowFlag.NULL else old.null_clock",
+        "null_clock = 0",
+    ),
+    Mutant(
+        "FORMAT may survive without volumes/",
+        "opening.py",
+        "            fs.sync_directory(directory)  # FORMAT promises that volumes/ is there\n",
+        "",
+    ),
+    Mutant(
+        "relaxed mode leaves no mark",
+        "opening.py",
+        "        mark = None if options.strict else _take_mark(fs, directory)\n",
+        "        mark = None\n",
+    ),
+    Mutant(
+        "an index that was lost is taken for an empty one",
+        "opening.py",
+        "    if (missing and volumes.ids()) or torn:\n",
+        "    if torn:\n",
+    ),
+    Mutant(
+        "small files are published unsynced",
+        "fs.py",
+        "            self.write_all(fd, [content], 0)\n            self.datasync(fd)\n",
+        "            self.write_all(fd, [content], 0)\n",
+    ),
+    Mutant(
+        "an object that dies within its own batch keeps its chunks",
+        "apply.py",
+        "self._manifests.get(place) or self._read_manifest(place)",
+        "self._read_manifest(place)",
+    ),
+)
+
+
+def copy_tree(target: Path) -> None:
+    for name in ("engine", "server", "cli", "tests", "fuzz", ".dev"):
+        shutil.copytree(
+            ROOT / name, target / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "corpus")
+        )
+    shutil.copy(ROOT / "pyproject.toml", target)
+
+
+def run(mutant: Mutant) -> str | None:
+    """The first test that fails with the bug in place; None when none does."""
+    with tempfile.TemporaryDirectory(prefix="cordwood-mutant-") as top:
+        tree = Path(top)
+        copy_tree(tree)
+        path = tree / "engine" / mutant.file
+        source = path.read_text(encoding="utf-8")
+        if source.count(mutant.old) != 1:
+            raise SystemExit(
+                f"{mutant.name}: its text stands {source.count(mutant.old)} times in {mutant.file}"
+            )
+        path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--timeout=90",
+            *SUITE,
+        ]
+        try:
+            done = subprocess.run(
+                command,
+                cwd=tree,
+                env={
+                    "PYTHONPATH": str(tree / ".dev"),
+                    "PATH": "/usr/bin:/bin",
+                    "PYTHONDONTWRITEBYTECODE": "1",
+                },
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired:
+            return "(it hangs)"
+        if done.returncode == 0:
+            return None
+        found = re.search(r"^(?:FAILED|ERROR) \S*?test_(\w+)\.py::(\S+)", done.stdout, re.MULTILINE)
+        return f"{found[1]}: {found[2]}" if found else "(the suite does not start)\n" + done.stdout[-2000:]
+
+
+def main() -> int:
+    wanted = set(sys.argv[1:])
+    survivors = 0
+    print("| bug | file | caught by | s |\n|---|---|---|---|")
+    for mutant in MUTANTS:
+        if wanted and mutant.name not in wanted:
+            continue
+        started = time.monotonic()
+        caught = run(mutant)
+        survivors += caught is None
+        print(
+            f"| {mutant.name} | {mutant.file} | {caught or '**nothing**'} | {time.monotonic() - started:.0f} |",
+            flush=True,
+        )
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
