@@ -196,7 +196,7 @@ class DiskCache:
     durable = False
 
     def __init__(self, directory: Path) -> None:
-        import diskcache  # type: ignore[import-untyped]  # it has no types
+        import diskcache
 
         self._cache: Any = diskcache.Cache(str(directory), eviction_policy="none", size_limit=1 << 40)
 
