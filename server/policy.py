@@ -192,10 +192,6 @@ def parse(text: str | bytes, bucket: str | None) -> Policy:
     statements = listed if isinstance(listed, list) else [listed]
     if listed is None or not statements:
         raise PolicyError("Missing required field Statement")
-    if len({each["Sid"] for each in statements if isinstance(each, dict) and each.get("Sid")}) != sum(
-        1 for each in statements if isinstance(each, dict) and each.get("Sid")
-    ):
-        raise PolicyError("Policy has duplicate statement ids")
     return Policy(tuple(_statement(each, bucket) for each in statements), version == _VERSIONS[1])
 
 

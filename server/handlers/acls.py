@@ -91,9 +91,9 @@ async def get_bucket_acl(request: Request) -> Response:
 async def put_bucket_acl(request: Request) -> Response:
     info = request.bucket_info
     assert info is not None
+    _refuse_enforced(info)
     owner_id = owner_members(request)["ID"]
     acl = await _wanted(request, owner_id, owner_id)
-    _refuse_enforced(info, acl, owner_id)
     refuse_public(acl, info)
     is_private = acl == private(owner_id)
     attrs = {"acl": None} if is_private else {"acl": dumped(acl), SHARED: True}
@@ -102,8 +102,8 @@ async def put_bucket_acl(request: Request) -> Response:
     return respond(request.operation, {})
 
 
-def _refuse_enforced(info: BucketInfo, acl: Acl, owner_id: str) -> None:
-    if info.attrs.get("ownership") == ENFORCED and acl != private(owner_id):
+def _refuse_enforced(info: BucketInfo) -> None:
+    if info.attrs.get("ownership") == ENFORCED:
         raise s3_error("AccessControlListNotSupported")
 
 
@@ -144,6 +144,7 @@ async def put_object_acl(request: Request) -> Response:
     service = request.service
     info = request.bucket_info
     assert info is not None
+    _refuse_enforced(info)
     version_id = version_text(request.params)
     found = await service.bridge.run(
         lambda: service.store.head(request.bucket, request.key, version_id=version_id)
@@ -151,7 +152,6 @@ async def put_object_acl(request: Request) -> Response:
     owner, _ = _of_object(request, found.attrs)
     bucket_owner_id = owner_members(request)["ID"]
     acl = await _wanted(request, owner["ID"], bucket_owner_id)
-    _refuse_enforced(info, acl, bucket_owner_id)
     refuse_public(acl, info)
     attrs = {"acl": None if acl == private(owner["ID"]) else dumped(acl)}
     await service.bridge.run(
@@ -180,7 +180,8 @@ def _answer(request: Request, owner: dict[str, str], acl: Acl) -> Response:
         owner["ID"]: owner["DisplayName"],
     }
     grants = []
-    for grant in acl:
+    # Groups stand first, whatever the order in which they were given.
+    for grant in sorted(acl, key=lambda each: not each.is_group):
         grantee = (
             {"Type": "Group", "URI": grant.grantee}
             if grant.is_group

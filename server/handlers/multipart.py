@@ -383,7 +383,7 @@ async def list_parts(request: Request) -> Response:
             request.bucket, request.key, upload.upload_id, after=marker, max_parts=limit
         )
     )
-    owner = owner_members(request)
+    owner = _initiator(request, upload)
     parts = []
     for part in listing.parts:
         members: dict[str, Any] = {
@@ -416,6 +416,11 @@ async def list_parts(request: Request) -> Response:
     )
 
 
+def _initiator(request: Request, upload: UploadInfo) -> dict[str, str]:
+    owner = upload.attrs.get("owner")
+    return owner_members(request) if owner is None else {"DisplayName": owner["name"], "ID": owner["id"]}
+
+
 @handles("ListMultipartUploads", "Delimiter EncodingType KeyMarker MaxUploads Prefix UploadIdMarker")
 async def list_multipart_uploads(request: Request) -> Response:
     params = request.params
@@ -434,7 +439,6 @@ async def list_multipart_uploads(request: Request) -> Response:
             max_uploads=limit,
         )
     )
-    owner = owner_members(request)
     is_truncated = listing.truncated and limit > 0
     members = {
         "Bucket": request.bucket,
@@ -451,8 +455,8 @@ async def list_multipart_uploads(request: Request) -> Response:
                 "Key": encode(upload.key),
                 "Initiated": upload.initiated_ms,
                 "StorageClass": upload.storage_class,
-                "Owner": owner,
-                "Initiator": owner,
+                "Owner": _initiator(request, upload),
+                "Initiator": _initiator(request, upload),
                 "ChecksumAlgorithm": upload.checksum_algorithm or None,
                 "ChecksumType": upload.checksum_type or None,
             }

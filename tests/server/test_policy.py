@@ -1,0 +1,245 @@
+"""Bucket policies as a pure function: what is refused, and what each part of a statement means."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from cordwood.server.glob import matches, matches_with
+from cordwood.server.policy import MAX_BYTES, Principal, evaluate, parse
+from cordwood.server.policy_conditions import PolicyError
+
+ALICE = Principal("a" * 64, "alice")
+NOBODY = Principal()
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    statement = {
+        "Effect": "Allow",
+        "Principal": "*",
+        "Action": "s3:GetObject",
+        "Resource": "arn:aws:s3:::bkt/*",
+    }
+    statement.update(changes)
+    return {
+        "Version": "2012-10-17",
+        "Statement": [{name: value for name, value in statement.items() if value is not None}],
+    }
+
+
+def verdict(
+    policy: dict[str, Any],
+    principal: Principal = ALICE,
+    action: str = "s3:GetObject",
+    resource: str = "bkt/key",
+    **keys: Any,
+) -> str:
+    found = {name.replace("__", "/").replace("_", ":", 1).lower(): value for name, value in keys.items()}
+    return evaluate(parse(json.dumps(policy), "bkt"), principal, action, resource, found.get)
+
+
+def under(condition: dict[str, Any], **keys: Any) -> bool:
+    return verdict(document(Condition=condition), **keys) == "allow"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"Effect": "Maybe"},
+        {"Effect": None},
+        {"Principal": None},
+        {"Principal": "alice"},
+        {"Principal": {"AWS": "arn:aws:iam::*:root"}},
+        {"Principal": {"Planet": "x"}},
+        {"Principal": None, "NotPrincipal": {"AWS": "x"}},
+        {"NotPrincipal": "*"},
+        {"Action": "ec2:Run"},
+        {"Action": []},
+        {"Action": 7},
+        {"NotAction": "s3:GetObject"},
+        {"Resource": "bkt/*"},
+        {"Resource": "arn:aws:s3:::other/*"},
+        {"Resource": None},
+        {"Condition": []},
+        {"Condition": {"StringSounds": {"s3:prefix": "a"}}},
+        {"Condition": {"StringEquals": {"s3:flavour": "a"}}},
+        {"Condition": {"NumericEquals": {"s3:max-keys": "ten"}}},
+        {"Condition": {"IpAddress": {"aws:SourceIp": "10.0.0.0/99"}}},
+        {"Condition": {"DateLessThan": {"aws:CurrentTime": "soon"}}},
+        {"Condition": {"Bool": {"aws:SecureTransport": "perhaps"}}},
+        {"Condition": {"StringEquals": {"s3:prefix": []}}},
+        {"Condtion": {}},
+    ],
+)
+def test_what_cannot_be_meant_is_refused_when_it_is_stored(changes: dict[str, Any]) -> None:
+    with pytest.raises(PolicyError):
+        parse(json.dumps(document(**changes)), "bkt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        '{"Version": "2012-10-17"}',
+        '{"Version": "1999-01-01", "Statement": []}',
+        '{"Statement": []}',
+        '{"Statement": {}, "Statement": {}}',
+        "[" * 5000,
+        " " * (MAX_BYTES + 1),
+    ],
+)
+def test_what_is_no_policy_document_is_refused(text: str) -> None:
+    with pytest.raises(PolicyError):
+        parse(text, "bkt")
+
+
+def test_silence_is_no_permission_and_a_deny_wins_over_any_allow() -> None:
+    policy = document()
+    assert verdict(policy) == "allow"
+    assert verdict(policy, action="s3:PutObject") == "none"
+    assert verdict(policy, resource="bkt") == "none"
+    policy["Statement"].append(document(Effect="Deny", Resource="arn:aws:s3:::bkt/secret/*")["Statement"][0])
+    assert verdict(policy) == "allow"
+    assert verdict(policy, resource="bkt/secret/x") == "deny"
+
+
+def test_a_principal_is_named_by_account_by_arn_or_as_everybody() -> None:
+    account = "a" * 64
+    for named in (
+        {"AWS": account},
+        {"AWS": [f"arn:aws:iam::{account}:root"]},
+        {"AWS": f"arn:aws:iam::{account}:user/alice"},
+        {"CanonicalUser": account},
+    ):
+        policy = document(Principal=named)
+        assert verdict(policy) == "allow"
+        assert verdict(policy, Principal("b" * 64, "bob")) == "none"
+        assert verdict(policy, NOBODY) == "none"
+    for everybody in ("*", {"AWS": "*"}, {"AWS": ["*"]}):
+        assert verdict(document(Principal=everybody), NOBODY) == "allow"
+    others = document(Effect="Deny", Principal=None, NotPrincipal={"AWS": account})
+    assert verdict(others) == "none"
+    assert verdict(others, NOBODY) == "deny"
+
+
+def test_actions_and_resources_have_wildcards_and_exceptions() -> None:
+    assert verdict(document(Action="S3:getobject")) == "allow"
+    assert verdict(document(Action="s3:Get*"), action="s3:GetObjectTagging") == "allow"
+    assert verdict(document(Action=None, NotAction=["s3:Delete*"]), action="s3:DeleteObject") == "none"
+    assert verdict(document(Action=None, NotAction=["s3:Delete*"])) == "allow"
+    assert verdict(document(Resource=None, NotResource="arn:aws:s3:::bkt/private/*")) == "allow"
+    hidden = document(Resource=None, NotResource="arn:aws:s3:::bkt/private/*")
+    assert verdict(hidden, resource="bkt/private/x") == "none"
+
+
+def test_string_operators() -> None:
+    assert under({"StringEquals": {"s3:prefix": ["a/", "b/"]}}, s3_prefix=["b/"])
+    assert not under({"StringEquals": {"s3:prefix": "a/"}}, s3_prefix=["A/"])
+    assert under({"StringEqualsIgnoreCase": {"s3:prefix": "a/"}}, s3_prefix=["A/"])
+    assert under({"StringLike": {"s3:prefix": "home/?/*"}}, s3_prefix=["home/x/y"])
+    assert not under({"StringNotLike": {"s3:prefix": "home/*"}}, s3_prefix=["home/x"])
+    assert not under({"StringNotEquals": {"s3:prefix": ["a", "b"]}}, s3_prefix=["b"])
+    assert under({"StringNotEquals": {"s3:prefix": ["a", "b"]}}, s3_prefix=["c"])
+
+
+def test_a_key_that_is_missing_meets_only_negations_if_exists_and_null() -> None:
+    assert not under({"StringEquals": {"s3:prefix": "a"}})
+    assert under({"StringNotEquals": {"s3:prefix": "a"}})
+    assert under({"StringEqualsIfExists": {"s3:prefix": "a"}})
+    assert not under({"StringEqualsIfExists": {"s3:prefix": "a"}}, s3_prefix=["b"])
+    assert under({"Null": {"s3:prefix": "true"}})
+    assert not under({"Null": {"s3:prefix": True}}, s3_prefix=["a"])
+    assert under({"Null": {"s3:prefix": "false"}}, s3_prefix=["a"])
+
+
+def test_numbers_dates_booleans_and_addresses() -> None:
+    assert under({"NumericLessThanEquals": {"s3:max-keys": 10}}, **{"s3_max-keys": ["10"]})
+    assert not under({"NumericLessThan": {"s3:max-keys": "10"}}, **{"s3_max-keys": ["10"]})
+    assert not under({"NumericLessThan": {"s3:max-keys": "10"}}, **{"s3_max-keys": ["many"]})
+    now = {"aws_currenttime": ["2026-11-21T04:00:00+00:00"]}
+    assert under({"DateGreaterThan": {"aws:CurrentTime": "2026-01-01T00:00:00Z"}}, **now)
+    assert not under({"DateLessThan": {"aws:CurrentTime": "2026-01-01"}}, **now)
+    assert under({"Bool": {"aws:SecureTransport": "false"}}, aws_securetransport=["false"])
+    for address, is_inside in (
+        ("10.1.2.3", True),
+        ("::ffff:10.1.2.3", True),
+        ("11.0.0.1", False),
+        ("x", False),
+    ):
+        assert under({"IpAddress": {"aws:SourceIp": ["10.0.0.0/8"]}}, aws_sourceip=[address]) is is_inside
+        assert (
+            under({"NotIpAddress": {"aws:SourceIp": "10.0.0.0/8"}}, aws_sourceip=[address]) is not is_inside
+        )
+
+
+def test_quantifiers_over_keys_with_several_values() -> None:
+    each = {"ForAllValues:StringEquals": {"s3:RequestObjectTagKeys": ["a", "b"]}}
+    some = {"ForAnyValue:StringEquals": {"s3:RequestObjectTagKeys": ["a", "b"]}}
+    assert under(each, s3_requestobjecttagkeys=["a", "b"])
+    assert not under(each, s3_requestobjecttagkeys=["a", "c"])
+    assert under(each)
+    assert under(some, s3_requestobjecttagkeys=["a", "c"])
+    assert not under(some, s3_requestobjecttagkeys=["c"])
+    assert not under(some)
+
+
+def test_a_variable_stands_for_its_value_and_never_for_a_wildcard() -> None:
+    policy = document(Resource="arn:aws:s3:::bkt/${aws:username}/*")
+    assert verdict(policy, resource="bkt/alice/x", aws_username=["alice"]) == "allow"
+    assert verdict(policy, resource="bkt/bob/x", aws_username=["alice"]) == "none"
+    assert verdict(policy, resource="bkt/bob/x", aws_username=["*"]) == "none"
+    assert verdict(policy, resource="bkt/bob/x") == "none"
+    assert verdict({**policy, "Version": "2008-10-17"}, resource="bkt/x/y", aws_username=["x"]) == "none"
+    assert not matches_with("${s3:prefix}", "abc", lambda _: "\ufdd0")
+    assert matches_with("${*}${?}${none, 'x'}", "*?x", lambda _: None)
+
+
+def test_a_hostile_pattern_costs_no_more_than_its_length() -> None:
+    started = time.monotonic()
+    assert not matches("*a" * 500 + "b", "a" * 1024)
+    assert matches("*a" * 500, "a" * 1024)
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "is_match"),
+    [
+        ("a*", "a", True),
+        ("*a", "ba", True),
+        ("a*a", "a", False),
+        ("a*a", "aa", True),
+        ("a*b*c", "axxbyyc", True),
+        ("a*b*c", "axxcyyb", False),
+        ("a?c", "abc", True),
+        ("a?c", "ac", False),
+        ("*", "", True),
+        ("*a?*", "xab", True),
+        ("*a?*", "xa", False),
+        ("a.c", "abc", False),
+        ("*\n*", "x\ny", True),
+    ],
+)
+def test_stars_and_question_marks(pattern: str, text: str, is_match: bool) -> None:
+    assert matches(pattern, text) is is_match
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_public"),
+    [
+        ({}, True),
+        ({"Effect": "Deny"}, False),
+        ({"Principal": {"AWS": "arn:aws:iam::1:root"}}, False),
+        ({"Condition": {"IpAddress": {"aws:SourceIp": "10.0.0.0/32"}}}, False),
+        ({"Condition": {"IpAddress": {"aws:SourceIp": "0.0.0.0/1"}}}, True),
+        ({"Condition": {"StringLike": {"aws:SourceVpc": "vpc-*"}}}, True),
+        ({"Condition": {"StringEquals": {"aws:SourceVpc": "vpc-1"}}}, False),
+        ({"Condition": {"StringLike": {"s3:prefix": "a"}}}, True),
+    ],
+)
+def test_public_is_what_aws_calls_so(changes: dict[str, Any], is_public: bool) -> None:
+    assert parse(json.dumps(document(**changes)), "bkt").is_public is is_public
