@@ -3,6 +3,7 @@
 What must hold after each crash, whatever was kept of the unsynced writes:
 * the store opens; everything acknowledged is there, and the step under way is there whole or not at all;
 * listings agree with reads, every byte is the one that was written;
+* fsck is clean (it is slow: one image in forty is shown to it);
 * a rebuild from the volumes alone equals the index; recovering again changes nothing;
 * and the store takes the next write.
 
@@ -22,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cordwood.engine import Store, rebuild
-from cordwood.engine.index import NO_PLACE, DirectoryRow
+from cordwood.engine import Store, check_store, rebuild
+from cordwood.engine.index import NO_PLACE, DirectoryRow, VolumeState
 from tests.sim.faulty_fs import FaultyFileSystem, Image, watching_index
 from tests.sim.model import Model
 from tests.sim.rules import LONG, OPTIONS, Step, World, difference, observe
@@ -121,7 +122,8 @@ def verify(found: Recording, seed: int, keeps: Iterable[str] = KEEPS, seen: set[
                 if keep == "some" and rng.random() < 0.3:
                     shutil.rmtree(path / "index", ignore_errors=True)  # the volumes alone must say the same
                 try:
-                    recover(path, [found.states[at] for at in crash.states if at < len(found.states)], keep)
+                    allowed = [found.states[at] for at in crash.states if at < len(found.states)]
+                    recover(path, allowed, keep, check=count % 40 == 0)
                 except BaseException as error:
                     error.add_note(
                         f"crash {number} (before {crash.before}, kept: {keep}, variant {variant}, seed {seed}) in "
@@ -131,7 +133,7 @@ def verify(found: Recording, seed: int, keeps: Iterable[str] = KEEPS, seen: set[
     return count
 
 
-def recover(path: Path, allowed: Sequence[dict[str, Any]], keep: str) -> None:
+def recover(path: Path, allowed: Sequence[dict[str, Any]], keep: str, *, check: bool = False) -> None:
     """Opens a store after a crash, twice, and rebuilds it; each time it must show one of the allowed states."""
     options = {**OPTIONS, "fs": FaultyFileSystem(path, boot=b"boot-1" if keep == "all" else b"boot-2")}
     with Store.open(path, **options) as store:
@@ -140,6 +142,9 @@ def recover(path: Path, allowed: Sequence[dict[str, Any]], keep: str) -> None:
             f"neither old nor new: {shown(seen)}; allowed: {[shown(each) for each in allowed]}"
         )
         dump = store.logical_dump()
+        assert not quarantined(store), "a crash is no damage"
+    if check:
+        clean(path)
     sizes = {each.name: each.stat().st_size for each in (path / "volumes").iterdir()}
     with Store.open(path, **options) as store:
         again = store.logical_dump()
@@ -148,6 +153,7 @@ def recover(path: Path, allowed: Sequence[dict[str, Any]], keep: str) -> None:
     rebuild(path, map_size=OPTIONS["map_size"])
     with Store.open(path, **options) as store:
         again = placeless(store.logical_dump())
+        assert not quarantined(store), "a crash is no damage"
         assert again == placeless(dump), f"a rebuild changed: {difference(placeless(dump), again)}"
         store.create_bucket("after-the-crash")
         store.put("after-the-crash", "k", b"v" * 5000)
@@ -156,6 +162,17 @@ def recover(path: Path, allowed: Sequence[dict[str, Any]], keep: str) -> None:
     with Store.open(path, **options) as store:
         again = placeless(store.logical_dump())
         assert again == dump, f"a rebuild after more writes changed: {difference(dump, again)}"
+
+
+def clean(path: Path) -> None:
+    """fsck finds nothing: no damage, no wrong account, no quarantine."""
+    report = check_store(path, data=True, map_size=OPTIONS["map_size"])
+    assert report.is_clean, f"fsck: {report.problems[:3]}"
+
+
+def quarantined(store: Store) -> list[int]:
+    with store._core.index.read() as txn:
+        return [volume for volume, row in txn.volumes().items() if row.state == VolumeState.QUARANTINED]
 
 
 def placeless(dump: dict[str, Any]) -> dict[str, Any]:

@@ -124,10 +124,12 @@ MUTANTS = (
         "                        tail.sealed = tail.sealed",
     ),
     Mutant(
-        "a SEAL is written over what is not synced",
+        "a volume is sealed without a sync",
         "volume.py",
-        'stands before a SEAL without reading it."""\n        self.sync()\n',
-        'stands before a SEAL without reading it."""\n',
+        "        self.sync()\n        self.append([NewRecord(RecordType.SEAL, Flag(0), clock, "
+        'encode_head(SealHead(self.tail)), b"")])\n        self.sync()\n',
+        "        self.append([NewRecord(RecordType.SEAL, Flag(0), clock, "
+        'encode_head(SealHead(self.tail)), b"")])\n',
     ),
     Mutant(
         "a rebuild believes records whose bodies are torn",

@@ -17,7 +17,7 @@ import pytest
 
 from tests.sim.crash import Crash, Recording, record, recover, scratch_directory, verify
 from tests.sim.driver import cut_power
-from tests.sim.faulty_fs import FaultyFileSystem, watching_index
+from tests.sim.faulty_fs import Directory, FaultyFileSystem, File, watching_index
 from tests.sim.rules import OPTIONS, Step, World, observe
 from tests.sim.test_faults import STORY
 
@@ -102,6 +102,30 @@ def test_longer_random_steps_survive_a_power_cut_at_every_call(seed: int) -> Non
 @pytest.mark.parametrize("seed", range(3))
 def test_what_was_not_synced_may_be_lost_in_relaxed_mode_but_only_from_the_end(seed: int) -> None:
     cut_power(seed, 10, images=25, durability="relaxed")
+
+
+@pytest.mark.parametrize("lost_index", [False, True])
+def test_an_append_may_be_torn_at_any_byte(lost_index: bool, long_run: bool) -> None:
+    steps: list[Step] = [
+        ("create_bucket", "one", ""),
+        ("put", "one", "old", 10, 0, None),
+        ("batch", "one", (("new/1", 20, 1, None), ("old",), ("new/2", 300, 2, None))),
+    ]
+    found = record(steps)
+    crash = next(each for each in reversed(found.crashes[:-2]) if each.before == "datasync")
+    volumes = crash.image.root.live["volumes"]
+    assert isinstance(volumes, Directory)
+    (volume,) = volumes.live.values()
+    assert isinstance(volume, File)
+    (offset, data) = volume.pending[-1]
+    assert offset is not None and isinstance(data, bytes)
+    for length in range(0, len(data) + 1, 1 if long_run else 24):
+        volume.pending = (*volume.pending[:-1], (offset, data[:length]))
+        with scratch_directory() as top:
+            crash.image.write(top / "store", "all", random.Random(0))
+            if lost_index:
+                shutil.rmtree(top / "store" / "index")
+            recover(top / "store", found.states[2 : 3 + (length == len(data))], "all")
 
 
 def crashed(steps: Sequence[Step], call: str, keep: str, seed: int, path: Path) -> list[dict[str, Any]]:
