@@ -171,7 +171,7 @@ MUTANTS = (
         "the clock is not kept",
         "commit.py",
         "            txn.put_clock(decision.clock)\n",
-        "",
+        "            pass\n",
     ),
     Mutant(
         "a page begins with the last item of the one before",
@@ -267,7 +267,9 @@ def run(mutant: Mutant) -> str | None:
         if done.returncode == 0:
             return None
         found = re.search(r"^(?:FAILED|ERROR) \S*?test_(\w+)\.py::(\S+)", done.stdout, re.MULTILINE)
-        return f"{found[1]}: {found[2]}" if found else "(the suite does not start)\n" + done.stdout[-2000:]
+        if found is None or done.returncode != 1:
+            raise SystemExit(f"{mutant.name}: the suite does not start\n{done.stdout[-2000:]}")
+        return f"{found[1]}: {found[2]}"
 
 
 def main() -> int:
