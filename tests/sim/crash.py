@@ -161,6 +161,7 @@ def recover(path: Path, allowed: Sequence[dict[str, Any]], keep: str, *, check: 
     rebuild(path, map_size=OPTIONS["map_size"])
     with Store.open(path, **options) as store:
         again = placeless(store.logical_dump())
+        assert not quarantined(store), "what recovery left before the new writes is taken for damage"
         assert again == dump, f"a rebuild after more writes changed: {difference(dump, again)}"
 
 
