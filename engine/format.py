@@ -127,7 +127,7 @@ class Header(NamedTuple):
     @property
     def length(self) -> int:
         """Bytes the whole record takes in the volume, padding included."""
-        return record_length(self.head_length, self.body_length)
+        return (HEADER_SIZE + self[6] + self[7] + ALIGNMENT - 1) & -ALIGNMENT
 
 
 def record_length(head_length: int, body_length: int) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 from cordwood.engine import Store, rebuild
 from cordwood.engine.format import SUPERBLOCK_SIZE, Header, Manifest, RecordType, decode_head
 from cordwood.engine.fs import REAL, Buffer, FileSystem
-from cordwood.engine.index import ObjectRow, PartRow, RowFlag
+from cordwood.engine.index import AttrsRow, ObjectRow, PartRow, RowFlag
 from cordwood.engine.opening import read_identity
 from cordwood.engine.rebuild import chunked_places
 from cordwood.engine.volume import Record, VolumeFile, Volumes, volume_id_of, volume_name
@@ -118,6 +118,9 @@ def recount_live_bytes(store: Store) -> dict[int, int]:
             directory = txn.directory(int.from_bytes(key, "big"))
             assert directory is not None
             live[directory.place.volume] += directory.place.length
+        for _, packed in txn.items(b"", txn.tables.attrs):
+            attrs = AttrsRow.unpack(packed)
+            live[attrs.place.volume] += attrs.place.length
         for bucket in txn.buckets():
             live[bucket.place.volume] += bucket.place.length
         for chunk_id, (length, _) in dump["chunks"].items():

@@ -438,6 +438,22 @@ def test_a_record_that_cannot_be_read_keeps_its_volume_and_everything_else_is_sa
     assert_holds(tmp_path, left)
 
 
+def test_a_body_that_rots_in_a_compacted_volume_costs_a_rebuild_nothing_else(tmp_path: Path) -> None:
+    left = filled(tmp_path)
+    offline(tmp_path)
+    file, chunk = next(each for each in records_of(tmp_path) if each[1].header.type == RecordType.CHUNK)
+    flip(file.path, chunk.header.offset + 300)
+    rebuild(tmp_path, map_size=MAP)
+    with Store.open(tmp_path, **SIZES) as store:
+        bad = 0
+        for key, data in left.items():
+            try:
+                assert store.get("bucket", key).read() == data
+            except errors.Corrupt:
+                bad += 1
+        assert bad == 1
+
+
 def test_a_full_disk_ends_a_compaction_and_nothing_else(tmp_path: Path) -> None:
     left = filled(tmp_path)
     faulty = FaultyFileSystem()
