@@ -6,14 +6,18 @@ Invariant: a family is added by adding a module and its line here; no other modu
 
 from cordwood.server.handlers import (
     acls,
+    attributes,
     buckets,
     copy,
     delete,
     listing,
+    locking,
     multipart,
     policies,
     read,
+    tagging,
     unset,
+    versioning,
     write,
 )
 from cordwood.server.handlers.failures import translate
@@ -25,14 +29,18 @@ __all__ = [
     "Request",
     "Service",
     "acls",
+    "attributes",
     "buckets",
     "copy",
     "delete",
     "listing",
+    "locking",
     "multipart",
     "policies",
     "read",
+    "tagging",
     "translate",
     "unset",
+    "versioning",
     "write",
 ]

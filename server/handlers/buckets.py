@@ -19,7 +19,9 @@ from cordwood.server.acl import dumped, private
 from cordwood.server.gate import SHARED
 from cordwood.server.handlers.grants import requested_acl
 from cordwood.server.handlers.ingest import receive_structure
+from cordwood.server.handlers.locking import OBJECT_LOCK
 from cordwood.server.handlers.request import Request, handles
+from cordwood.server.handlers.tagging import MAX_BUCKET_TAGS, TAGS, checked
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
@@ -109,21 +111,30 @@ def _bucket_of_token(token: str) -> str:
 
 @handles(
     "CreateBucket",
-    "ACL CreateBucketConfiguration GrantFullControl GrantRead GrantReadACP GrantWrite GrantWriteACP ObjectOwnership",
+    "ACL CreateBucketConfiguration GrantFullControl GrantRead GrantReadACP GrantWrite GrantWriteACP ObjectOwnership "
+    "ObjectLockEnabledForBucket",
 )
 async def create_bucket(request: Request) -> Response:
     name = request.bucket
     check_name(name)
     configuration = await receive_structure(request)
     _check_location(configuration.get("LocationConstraint"), request.service.region)
-    for member in ("Location", "Bucket", "Tags"):
+    for member in ("Location", "Bucket"):
         if member in configuration:
             raise s3_error("NotImplemented", header=member)
     identity = request.verified.identity
     attrs = _access_attrs(request)
+    tags = checked(((tag["Key"], tag["Value"]) for tag in configuration.get("Tags", ())), MAX_BUCKET_TAGS)
+    if tags:
+        attrs[TAGS] = tags
+    versioning = ""
+    if request.params.get("ObjectLockEnabledForBucket"):
+        attrs[OBJECT_LOCK], versioning = {}, "Enabled"
     service = request.service
     try:
-        await service.bridge.run(lambda: service.store.create_bucket(name, attrs=attrs))
+        await service.bridge.run(
+            lambda: service.store.create_bucket(name, versioning=versioning, attrs=attrs)
+        )
     except engine_errors.BucketExists:
         existing = service.store.head_bucket(name)
         has_same_acl = existing.attrs.get("acl") == attrs.get("acl")

@@ -15,6 +15,9 @@ from cordwood.engine import Conditions, ObjectInfo
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import Params, parse_http_date
 
+# Answers to writes do not name this version; those to reads do.
+NULL_VERSION = "null"
+
 _ETAG = re.compile(r'\s*(?:W/)?(?:"([^"]*)"|([^",\s][^",]*?))\s*(?:,|$)')
 
 

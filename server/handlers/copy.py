@@ -8,13 +8,11 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from cordwood.engine import ObjectInfo, Store
-from cordwood.server.handlers.acls import object_attrs
-from cordwood.server.handlers.conditions import source_conditions, write_conditions
+from cordwood.server.handlers.conditions import NULL_VERSION, source_conditions, write_conditions
 from cordwood.server.handlers.describe import (
     DESCRIPTION,
     checksum_members,
@@ -22,6 +20,7 @@ from cordwood.server.handlers.describe import (
     system_headers,
     user_metadata,
 )
+from cordwood.server.handlers.new_object import copied_attrs
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.checksums import hasher
 from cordwood.server.wire.errors import s3_error
@@ -91,9 +90,9 @@ async def authorise_source(request: Request, source: Source) -> bool:
 @handles(
     "CopyObject",
     f"{DESCRIPTION} {SOURCE_CONDITIONS} MetadataDirective ChecksumAlgorithm IfMatch IfNoneMatch "
-    "ExpectedSourceBucketOwner",
-    # Objects have neither tags nor annotations yet: copying none and replacing them by none are the same.
-    ignores="TaggingDirective AnnotationDirective",
+    "TaggingDirective ExpectedSourceBucketOwner",
+    # Objects have no annotations yet: copying none and replacing them by none are the same.
+    ignores="AnnotationDirective",
 )
 async def copy_object(request: Request) -> Response:
     params = request.params
@@ -112,7 +111,7 @@ async def copy_object(request: Request) -> Response:
         **checksum_members(info.checksums, info.checksum_type),
     }
     members: dict[str, Any] = {"CopyObjectResult": result, "CopySourceVersionId": copied_version}
-    if request.has_versioning:
+    if info.version_id != NULL_VERSION:
         members["VersionId"] = info.version_id
     return respond(request.operation, members)
 
@@ -162,14 +161,9 @@ def _copy(
         checksums=checksums,
         checksum_type=checksum_type,
         storage_class=storage_class(params),
-        # Whose it is and who may read it is never copied.
-        attrs={**_without_access(original.attrs), **object_attrs(request)},
+        attrs=copied_attrs(request, original.attrs),
     )
     return info, source.version_id if is_source_versioned else None
-
-
-def _without_access(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in attrs.items() if name not in ("owner", "acl")}
 
 
 def checksum_of(

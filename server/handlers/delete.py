@@ -13,6 +13,7 @@ from cordwood.engine import errors as engine_errors
 from cordwood.server.handlers.conditions import etags, version_text
 from cordwood.server.handlers.failures import translate
 from cordwood.server.handlers.ingest import receive_structure
+from cordwood.server.handlers.locking import may_bypass
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.interpret import respond
@@ -25,9 +26,7 @@ MAX_KEYS: Final = 1000
 
 @handles(
     "DeleteObject",
-    "VersionId IfMatch IfMatchLastModifiedTime IfMatchSize",
-    # Bypassing a retention that nothing can have yet changes nothing.
-    ignores="BypassGovernanceRetention",
+    "VersionId IfMatch IfMatchLastModifiedTime IfMatchSize BypassGovernanceRetention",
 )
 async def delete_object(request: Request) -> Response:
     params = request.params
@@ -35,7 +34,12 @@ async def delete_object(request: Request) -> Response:
         params.get("IfMatch"), params.get("IfMatchLastModifiedTime"), params.get("IfMatchSize")
     )
     future = request.service.store.delete_async(
-        request.bucket, request.key, version_id=version_text(params), conditions=conditions, wake=False
+        request.bucket,
+        request.key,
+        version_id=version_text(params),
+        conditions=conditions,
+        bypass_governance=may_bypass(params),
+        wake=False,
     )
     try:
         result = await request.service.bridge.committed(future)
@@ -82,7 +86,7 @@ def _outcome(result: DeleteResult) -> dict[str, Any]:
     return members
 
 
-@handles("DeleteObjects", "Delete", ignores="BypassGovernanceRetention", has_body=True)
+@handles("DeleteObjects", "Delete BypassGovernanceRetention", has_body=True)
 async def delete_objects(request: Request) -> Response:
     delete = await receive_structure(request, must_have_digest=True)
     entries = delete["Objects"]
@@ -104,7 +108,10 @@ async def delete_objects(request: Request) -> Response:
         wanted.append((entry["Key"], entry.get("VersionId") or None, conditions))
         places.append(place)
     service = request.service
-    results = await service.bridge.run(service.store.delete_many, request.bucket, wanted)
+    bypass = may_bypass(request.params)
+    results = await service.bridge.run(
+        lambda: service.store.delete_many(request.bucket, wanted, bypass_governance=bypass)
+    )
     for place, result in zip(places, results, strict=True):
         if isinstance(result, engine_errors.CordwoodError) and not _is_missing(result, request):
             outcomes[place] = translate(result, request.head, request.params)

@@ -34,7 +34,8 @@ _MEMBER_OF_HEADER: Final = {wire_name: member for member, wire_name in SYSTEM_HE
 # What handlers of writes take for the description of an object.
 DESCRIPTION: Final = (
     f"{' '.join(SYSTEM_HEADERS)} Metadata StorageClass "
-    "ACL GrantFullControl GrantRead GrantReadACP GrantWriteACP"
+    "ACL GrantFullControl GrantRead GrantReadACP GrantWriteACP "
+    "Tagging ObjectLockMode ObjectLockRetainUntilDate ObjectLockLegalHoldStatus"
 )
 
 MAX_METADATA_BYTES: Final = 2048

@@ -15,9 +15,8 @@ from typing import Any, Final
 
 from cordwood.engine import PartInfo, Store, UploadInfo
 from cordwood.engine import errors as engine_errors
-from cordwood.server.handlers.acls import object_attrs
 from cordwood.server.handlers.buckets import owner_members
-from cordwood.server.handlers.conditions import bare, source_conditions, write_conditions
+from cordwood.server.handlers.conditions import NULL_VERSION, bare, source_conditions, write_conditions
 from cordwood.server.handlers.copy import (
     SOURCE_CONDITIONS,
     Source,
@@ -41,6 +40,7 @@ from cordwood.server.handlers.ingest import (
     receive_structure,
 )
 from cordwood.server.handlers.listing import encoder, page_size
+from cordwood.server.handlers.new_object import new_attrs
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.checksums import combine, composite
 from cordwood.server.wire.errors import s3_error
@@ -80,7 +80,7 @@ async def create_multipart_upload(request: Request) -> Response:
                 f"The {kind} checksum type cannot be used with the {algorithm.lower()} checksum algorithm.",
             )
         kind = kind or types[0]
-    attrs = object_attrs(request)
+    attrs = new_attrs(request)
     store = request.service.store
 
     def create() -> UploadInfo:
@@ -270,7 +270,7 @@ async def complete_multipart_upload(request: Request) -> Response:
             "ETag": f'"{info.etag}"',
             **checksum_members(info.checksums, info.checksum_type),
         }
-        if request.has_versioning:
+        if info.version_id != NULL_VERSION:
             members["VersionId"] = info.version_id
         return respond(request.operation, members)
 

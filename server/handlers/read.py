@@ -19,7 +19,9 @@ from cordwood.engine import errors as engine_errors
 from cordwood.server.bridge import Bridge
 from cordwood.server.handlers.conditions import if_range_holds, parse_range, read_conditions, version_text
 from cordwood.server.handlers.describe import OVERRIDES, checksum_members, object_members, override_members
+from cordwood.server.handlers.locking import lock_members
 from cordwood.server.handlers.request import Request, handles
+from cordwood.server.handlers.tagging import TAGS
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
@@ -143,6 +145,10 @@ def _members(
 ) -> tuple[dict[str, Any], int]:
     params = request.params
     members = object_members(info, request)
+    if info.attrs:
+        members.update(lock_members(info.attrs))
+        if TAGS in info.attrs:
+            members["TagCount"] = len(info.attrs[TAGS])
     part_number = params.get("PartNumber")
     status = 200
     if reader is not None and is_partial:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from cordwood.server.handlers.conditions import version_text
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import respond
@@ -23,9 +22,7 @@ NOT_CONFIGURED: Final = {
     "GetBucketEncryption": "ServerSideEncryptionConfigurationNotFoundError",
     "GetBucketLifecycleConfiguration": "NoSuchLifecycleConfiguration",
     "GetBucketReplication": "ReplicationConfigurationNotFoundError",
-    "GetBucketTagging": "NoSuchTagSet",
     "GetBucketWebsite": "NoSuchWebsiteConfiguration",
-    "GetObjectLockConfiguration": "ObjectLockConfigurationNotFoundError",
 }
 
 
@@ -37,13 +34,6 @@ def _not_configured(name: str, code: str) -> None:
 
 for _name, _code in NOT_CONFIGURED.items():
     _not_configured(_name, _code)
-
-
-@handles("GetBucketVersioning")
-async def get_bucket_versioning(request: Request) -> Response:
-    """A program that opens the store can turn versioning on, so this one may answer more than nothing."""
-    assert request.bucket_info is not None
-    return respond(request.operation, {"Status": request.bucket_info.versioning or None})
 
 
 @handles("GetBucketLogging")
@@ -64,10 +54,3 @@ async def get_bucket_accelerate_configuration(request: Request) -> Response:
 @handles("GetBucketRequestPayment")
 async def get_bucket_request_payment(request: Request) -> Response:
     return respond(request.operation, {"Payer": "BucketOwner"})
-
-
-@handles("GetObjectTagging", "VersionId")
-async def get_object_tagging(request: Request) -> Response:
-    info = request.service.store.head(request.bucket, request.key, version_id=version_text(request.params))
-    version_id = info.version_id if request.has_versioning else None
-    return respond(request.operation, {"TagSet": [], "VersionId": version_id})

@@ -6,8 +6,7 @@ Invariant: a 200 leaves only after the engine's future says that the object is d
 
 from __future__ import annotations
 
-from cordwood.server.handlers.acls import object_attrs
-from cordwood.server.handlers.conditions import write_conditions
+from cordwood.server.handlers.conditions import NULL_VERSION, write_conditions
 from cordwood.server.handlers.describe import (
     DESCRIPTION,
     checksum_members,
@@ -16,6 +15,7 @@ from cordwood.server.handlers.describe import (
     user_metadata,
 )
 from cordwood.server.handlers.ingest import DEFAULT_ALGORITHM, ingest, integrity
+from cordwood.server.handlers.new_object import new_attrs
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
@@ -34,7 +34,7 @@ async def put_object(request: Request) -> Response:
         headers=system_headers(params),
         metadata=user_metadata(params),
         storage_class=storage_class(params),
-        attrs=object_attrs(request),
+        attrs=new_attrs(request),
     )
     checksums = await ingest(request, writer, checks, (checks.algorithm or DEFAULT_ALGORITHM,))
     bridge = request.service.bridge
@@ -49,6 +49,6 @@ async def put_object(request: Request) -> Response:
         raise
     info = await bridge.committed(future)
     members = {"ETag": f'"{info.etag}"', **checksum_members(info.checksums, info.checksum_type)}
-    if request.has_versioning:
+    if info.version_id != NULL_VERSION:
         members["VersionId"] = info.version_id
     return respond(request.operation, members)
