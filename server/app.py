@@ -2,7 +2,8 @@
 
 Must not know: sockets, how any operation works.
 Invariants:
-* No step goes back to an earlier one, and nothing of the body is read before the signature of the head holds.
+* No step goes back to an earlier one, and nothing of the body is read before the signature of the head holds. A
+  browser's form is signed in its first fields: of it these are read, and are small.
 * A handler runs only for an identity that may do that action on that resource; the source of a copy passes the same
   gate.
 * Every operation of the model ends in a handler or in NotImplemented.
@@ -14,18 +15,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cordwood.engine import BucketInfo, Store
 from cordwood.engine import errors as engine_errors
 from cordwood.server.bridge import Bridge
 from cordwood.server.gate import SHARED, Demand, Gate
 from cordwood.server.handlers import HANDLERS, Request, Service, translate
+from cordwood.server.handlers.form_upload import receive_form
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import read_params
 from cordwood.server.wire.message import App, Body, PeerInfo, RequestHead, Response
 from cordwood.server.wire.route import Operation, Router
-from cordwood.server.wire.sigv4 import Identity, authenticate
+from cordwood.server.wire.sigv4 import Identity, authenticate, authenticate_form
 
 if TYPE_CHECKING:
     from cordwood.server.config import Credential, Settings
@@ -108,6 +110,8 @@ class Application:
         self._service = Service(store, bridge, region, self._gate)
 
     async def __call__(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response:
+        if head.method == "POST" and (form_bucket := self._router.form_bucket(head)):
+            return await self._upload_form(head, body, peer, form_bucket)
         verified = authenticate(
             head,
             secret_for=self._secret_for,
@@ -141,6 +145,27 @@ class Application:
             if isinstance(error, engine_errors.Corrupt):
                 log.error("request %s: %s", head.request_id, error)
             raise translate(error, head, request.params if request is not None else {}) from error
+
+    async def _upload_form(self, head: RequestHead, body: Body, peer: PeerInfo, bucket: str) -> Response:
+        """A browser's form: its signature stands in the body, before the file. The rest is a PutObject."""
+        params: dict[str, Any] = {}
+        try:
+            info = self._store.head_bucket(bucket)
+            form = await receive_form(head, body)
+            now_s = time.time()
+            verified = authenticate_form(
+                head, form.fields, secret_for=self._secret_for, region=self._region, now_s=now_s
+            )
+            form.check(bucket, now_s)
+            entry = HANDLERS["PutObject"]
+            put = form.as_put()
+            await self._gate.authorise(Demand(verified.identity, put, peer), "s3:PutObject", bucket, form.key)
+            params = read_params(entry.operation, put, entry.refused)
+            target = (bucket, form.key)
+            request = Request(verified, self._service, entry.operation, target, info, params, put, form, peer)
+            return form.answer(await entry.handler(request), request)
+        except engine_errors.CordwoodError as error:
+            raise translate(error, head, params) from error
 
     async def _check(self, operation: Operation, info: BucketInfo, key: str, demand: Demand) -> None:
         if operation.name in _ASKED_FOR_EACH_KEY and SHARED in info.attrs:

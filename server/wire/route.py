@@ -187,6 +187,15 @@ class Router:
             return bucket, "", False
         return bucket, _key(raw_key), False
 
+    def form_bucket(self, head: RequestHead) -> str:
+        """The bucket that a browser's form is sent to; "" for every other request."""
+        if not head.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            return ""
+        if "authorization" in head.headers or any(name in _SUBRESOURCES for name, _ in head.query):
+            return ""
+        bucket, key, _ = self.address(head)
+        return "" if key else bucket
+
     def host_bucket(self, head: RequestHead) -> str:
         """The bucket that the Host names; "" in path style."""
         if not self._suffixes:
@@ -219,7 +228,7 @@ def choose(head: RequestHead, depth: str) -> Operation:
         if _matches(operation, query, headers):
             _check_query(operation, query, method, depth, candidates)
             return operation
-    raise _no_match(query, method, depth, head)
+    raise _no_match(query, method, depth)
 
 
 def _matches(operation: Operation, query: dict[str, str], headers: dict[str, str]) -> bool:
@@ -284,7 +293,7 @@ def _resource_type(key: str) -> str:
     return re.sub("[^A-Z0-9]", "", key.upper())
 
 
-def _no_match(query: dict[str, str], method: str, depth: str, head: RequestHead) -> S3Error:
+def _no_match(query: dict[str, str], method: str, depth: str) -> S3Error:
     """No operation at all: POST without a known sub-resource, or with one of another method."""
     for key, value in query.items():
         if key in _SUBRESOURCES:
@@ -292,9 +301,6 @@ def _no_match(query: dict[str, str], method: str, depth: str, head: RequestHead)
         if not value and key not in _UNIVERSAL and key not in _HARMLESS_BARE:
             return s3_error("NotImplemented", header=key)
     if method == "POST" and depth == "bucket":
-        content_type = head.headers.get("content-type", "")
-        if content_type.lower().startswith("multipart/form-data"):
-            return s3_error("NotImplemented", "Browser form uploads (POST policy) are not implemented.")
         return s3_error(
             "PreconditionFailed", condition="Bucket POST must be of the enclosure-type multipart/form-data"
         )

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hmac
 import re
 from calendar import timegm
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -57,6 +57,7 @@ __all__ = [
     "PayloadPlan",
     "Verified",
     "authenticate",
+    "authenticate_form",
     "presign_url",
     "sign_headers",
 ]
@@ -211,6 +212,63 @@ def _verify_version_2(
     identity = _identity(credential.access_key, credential.owner_id, credential.display_name)
     declared = head.headers.get("x-amz-content-sha256") or UNSIGNED_PAYLOAD
     return Verified(_AUTHENTICATOR, identity, _payload_plan(head, declared, None, b""))
+
+
+def authenticate_form(
+    head: RequestHead,
+    fields: Mapping[str, str],
+    *,
+    secret_for: Callable[[str], Account | None],
+    region: str,
+    now_s: float,
+    service: str = "s3",
+) -> Verified:
+    """Check the signature of a browser's form, which is one of its policy. `fields` by lower-case name.
+
+    The policy itself (post_policy.py) is not looked at. Without policy and signature the form is anybody's.
+    """
+    plan = PayloadPlan("unsigned")
+    is_version_4 = "x-amz-algorithm" in fields or "x-amz-signature" in fields or "x-amz-credential" in fields
+    needed: tuple[str, ...] = ("x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-signature")
+    if not is_version_4:
+        needed = ("awsaccesskeyid", "signature")
+        if "policy" not in fields and not any(name in fields for name in needed):
+            return Verified(_AUTHENTICATOR, ANONYMOUS, plan)
+    for name in (*needed, "policy"):
+        if name not in fields:
+            raise s3_error(
+                "InvalidArgument",
+                f"Bucket POST must contain a field named '{name}'.  If it is specified, please check the order of "
+                "the fields.",
+                argument_name=name,
+            )
+    if "x-amz-security-token" in fields:
+        raise _no_tokens()
+    policy = fields["policy"]
+    if is_version_4:
+        claim = _claim_of_query(head, {**fields, **_FORM_LIFETIME}, now_s)
+        _check_scope(claim, region, service)
+        access_key, signature = claim.access_key, claim.signature
+    else:
+        claim = None
+        access_key, signature = fields["awsaccesskeyid"], fields["signature"]
+    credential = secret_for(access_key)
+    if credential is None:
+        raise s3_error("InvalidAccessKeyId", AWSAccessKeyId=access_key)
+    if claim is not None:
+        expected = sign(signing_key(credential.secret_key, claim.day, region, service), policy)
+        is_signed = hmac.compare_digest(expected.encode(), signature.encode("utf-8", "replace"))
+    else:
+        is_signed = sigv2.is_signed(credential.secret_key, policy, signature)
+    if not is_signed:
+        raise s3_error(
+            "SignatureDoesNotMatch",
+            AWSAccessKeyId=access_key,
+            StringToSign=policy,
+            SignatureProvided=signature,
+        )
+    identity = _identity(credential.access_key, credential.owner_id, credential.display_name)
+    return Verified(_AUTHENTICATOR, identity, plan)
 
 
 @lru_cache(maxsize=1024)
@@ -368,6 +426,8 @@ _PRESIGNED_PARAMETERS: Final = (
     "x-amz-signedheaders",
     "x-amz-expires",
 )
+# A form lives as long as its policy says, and its date at most a week.
+_FORM_LIFETIME: Final = {"x-amz-expires": str(MAX_EXPIRES_S), "x-amz-signedheaders": "host"}
 _SIGV2_PARAMETERS: Final = {"awsaccesskeyid", "signature"}
 _MATERIAL: Final = {*_PRESIGNED_PARAMETERS, *_SIGV2_PARAMETERS, "x-amz-security-token"}
 

@@ -135,11 +135,6 @@ def test_virtual_host_style_addresses_the_bucket_of_the_host(store: Store) -> No
         live.stop()
 
 
-def test_a_form_upload_is_not_implemented(server: LiveServer, s3: Any) -> None:
-    form = {"content-type": "multipart/form-data; boundary=x"}
-    assert server.request("POST", "/bkt", b"--x--", form).code == "NotImplemented"
-
-
 def test_a_handler_can_only_name_members_of_the_model() -> None:
     with pytest.raises(AssertionError):
         handles("PutBucketCors", "NoSuchMember")
