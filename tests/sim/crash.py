@@ -150,12 +150,14 @@ def recover(path: Path, allowed: Sequence[dict[str, Any]], keep: str, *, check: 
         again = store.logical_dump()
         assert again == dump, f"a second recovery changed: {difference(dump, again)}"
         assert {each.name: each.stat().st_size for each in (path / "volumes").iterdir()} == sizes
+        store.create_bucket("after-the-crash")
+        store.put("after-the-crash", "j", b"v" * 5000)
+        dump = store.logical_dump()
     rebuild(path, map_size=OPTIONS["map_size"])
     with Store.open(path, **options) as store:
         again = placeless(store.logical_dump())
         assert not quarantined(store), "a crash is no damage"
         assert again == placeless(dump), f"a rebuild changed: {difference(placeless(dump), again)}"
-        store.create_bucket("after-the-crash")
         store.put("after-the-crash", "k", b"v" * 5000)
         dump = placeless(store.logical_dump())
     rebuild(path, map_size=OPTIONS["map_size"])

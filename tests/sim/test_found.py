@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import threading
 from collections.abc import Iterator
@@ -19,9 +20,12 @@ import pytest
 from cordwood.engine import Store, errors, rebuild
 from cordwood.engine.format import HEADER_SIZE, RecordType
 from cordwood.engine.index import Index
+from cordwood.engine.operations import Content, Description, PutObject
 from cordwood.engine.volume import volume_id_of
 from tests.engine.support import FaultyFileSystem, flip, python, records_of, small
 from tests.sim.crash import scratch
+from tests.sim.faulty_fs import FaultyFileSystem as PowerCutFileSystem
+from tests.sim.faulty_fs import watching_index
 
 CHILD = """
 import sys, os
@@ -271,6 +275,29 @@ def test_records_planted_inside_an_object_of_the_same_volume_are_not_believed(pa
     rebuild(path, map_size=1 << 28)
     with small(path) as store:
         assert [entry.key for entry in store.list("wood").objects] == ["last", "planted"]
+
+
+def test_what_was_refused_for_lack_of_room_does_not_come_back_after_a_crash(path: Path) -> None:
+    """Two puts share one append that fails near its end: the first record is whole on the disk, but it was refused."""
+    path.mkdir()
+    fs = PowerCutFileSystem(path)
+    with watching_index(), small(path, fs=fs) as store:
+        store.create_bucket("wood")
+        committer = store._core.committer
+        assert committer is not None
+        with committer._working:
+            pending = [
+                committer.submit(PutObject("wood", key, Content(1, bytes(16), inline=b"d"), Description()))
+                for key in (b"first", b"second")
+            ]
+            fs.short, fs.error, fs.fail_at = 0.95, errno.ENOSPC, fs.count
+        committer.wake()
+        for each in pending:
+            with pytest.raises(errors.Full):
+                each.result(20)
+        fs.image().write(path.with_name("crashed"), "all", random.Random(0))
+    with small(path.with_name("crashed")) as store:
+        assert not store.list("wood").objects
 
 
 def test_the_index_is_synced_by_what_the_tests_believe_syncs_it() -> None:

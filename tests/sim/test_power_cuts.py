@@ -104,8 +104,9 @@ def test_what_was_not_synced_may_be_lost_in_relaxed_mode_but_only_from_the_end(s
     cut_power(seed, 10, images=25, durability="relaxed")
 
 
-@pytest.mark.parametrize("lost_index", [False, True])
-def test_an_append_may_be_torn_at_any_byte(lost_index: bool, long_run: bool) -> None:
+@pytest.mark.parametrize("index", ["newest", "older", "lost"])
+def test_an_append_may_be_torn_at_any_byte(index: str, long_run: bool) -> None:
+    """Beside the index of the last commit, or the one before (which recovery makes good first), or none."""
     steps: list[Step] = [
         ("create_bucket", "one", ""),
         ("put", "one", "old", 10, 0, None),
@@ -119,11 +120,17 @@ def test_an_append_may_be_torn_at_any_byte(lost_index: bool, long_run: bool) -> 
     assert isinstance(volume, File)
     (offset, data) = volume.pending[-1]
     assert offset is not None and isinstance(data, bytes)
+    if index == "older":
+        directory = crash.image.root.live["index"]
+        assert isinstance(directory, Directory)
+        file = directory.live["data.mdb"]
+        assert isinstance(file, File) and len(file.states) > 1
+        file.states = file.states[:1]
     for length in range(0, len(data) + 1, 1 if long_run else 24):
         volume.pending = (*volume.pending[:-1], (offset, data[:length]))
         with scratch_directory() as top:
             crash.image.write(top / "store", "all", random.Random(0))
-            if lost_index:
+            if index == "lost":
                 shutil.rmtree(top / "store" / "index")
             recover(top / "store", found.states[2 : 3 + (length == len(data))], "all")
 
