@@ -22,8 +22,9 @@ from cordwood.engine import errors as engine_errors
 from cordwood.server.bridge import Bridge
 from cordwood.server.gate import SHARED, Demand, Gate
 from cordwood.server.handlers import HANDLERS, Request, Service, translate
+from cordwood.server.handlers.cors import preflight, sharing_headers
 from cordwood.server.handlers.form_upload import receive_form
-from cordwood.server.wire.errors import s3_error
+from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.interpret import read_params
 from cordwood.server.wire.message import App, Body, PeerInfo, RequestHead, Response
 from cordwood.server.wire.route import Operation, Router
@@ -110,6 +111,22 @@ class Application:
         self._service = Service(store, bridge, region, self._gate)
 
     async def __call__(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response:
+        if "origin" not in head.headers and head.method != "OPTIONS":
+            return await self._answer(head, body, peer)
+        bucket, key, _ = self._router.address(head)
+        if head.method == "OPTIONS":
+            return preflight(self._store, head, bucket, key)
+        headers = sharing_headers(self._store, head, bucket)
+        try:
+            response = await self._answer(head, body, peer)
+        except S3Error as error:
+            # A page may read why it was refused, too.
+            error.headers = (*error.headers, *headers)
+            raise
+        response.headers.extend(headers)
+        return response
+
+    async def _answer(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response:
         if head.method == "POST" and (form_bucket := self._router.form_bucket(head)):
             return await self._upload_form(head, body, peer, form_bucket)
         verified = authenticate(

@@ -309,15 +309,6 @@ def _no_match(query: dict[str, str], method: str, depth: str) -> S3Error:
 
 def _no_candidates(head: RequestHead, depth: str) -> S3Error:
     method = head.method
-    if method == "OPTIONS":
-        if "origin" not in head.headers or "access-control-request-method" not in head.headers:
-            return s3_error("BadRequest", "Insufficient information. Origin request header needed.")
-        return s3_error(
-            "AccessForbidden",
-            "CORSResponse: CORS is not enabled for this bucket.",
-            method=head.headers["access-control-request-method"],
-            resource_type=depth.upper(),
-        )
     if method in _METHODS:
         for key, value in head.query:
             if key in _SUBRESOURCES:

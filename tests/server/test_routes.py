@@ -238,7 +238,7 @@ def test_a_key_with_nul_is_refused() -> None:
         ("PATCH", "/b/k", "MethodNotAllowed"),
         ("GET", "/b?list-type=1", "InvalidArgument"),
         ("GET", "/b?list-type=3&prefix=a", "InvalidArgument"),
-        ("OPTIONS", "/b/k", "BadRequest"),
+        ("OPTIONS", "/b/k", "MethodNotAllowed"),
         ("DELETE", "/b?analytics", "InvalidArgument"),
     ],
 )
