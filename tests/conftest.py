@@ -8,6 +8,7 @@ under fifteen minutes.
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -22,6 +23,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """One switch in two spellings: code that has no pytest at hand reads the environment variable."""
     if config.getoption("--long"):
         os.environ["CORDWOOD_LONG"] = "1"
+    # A shell starts what it puts in the background (`./check &`, some build machines) with SIGINT ignored, and so
+    # would everything be that a test starts in order to interrupt it. A child inherits that; a handler it does not.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
