@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from cordwood.engine import BucketInfo, Store
+from cordwood.engine import BucketInfo, ObjectInfo, Store
 from cordwood.engine import errors as engine_errors
 from cordwood.server.bridge import Bridge
 from cordwood.server.gate import SHARED, Demand, Gate
@@ -140,12 +140,15 @@ class Application:
         operation = route.operation
         bucket = route.bucket
         info: BucketInfo | None = None
+        seen: ObjectInfo | None = None
         request: Request | None = None
         try:
             if bucket and operation.name != "CreateBucket":
                 info = self._store.head_bucket(bucket)
                 if SHARED in info.attrs or not self._gate.is_insider(verified.identity, info):
-                    await self._check(operation, info, route.key, Demand(verified.identity, head, peer))
+                    seen = await self._check(
+                        operation, info, route.key, Demand(verified.identity, head, peer)
+                    )
             else:
                 self._gate.admit(verified.identity, _action(operation))
             entry = HANDLERS.get(operation.name)
@@ -157,6 +160,8 @@ class Application:
             request = Request(
                 verified, self._service, operation, (bucket, route.key), info, params, head, body, peer
             )
+            if seen is not None:
+                request.decided_on(seen)
             return await entry.handler(request)
         except engine_errors.CordwoodError as error:
             if isinstance(error, engine_errors.Corrupt):
@@ -184,14 +189,16 @@ class Application:
         except engine_errors.CordwoodError as error:
             raise translate(error, head, params) from error
 
-    async def _check(self, operation: Operation, info: BucketInfo, key: str, demand: Demand) -> None:
+    async def _check(
+        self, operation: Operation, info: BucketInfo, key: str, demand: Demand
+    ) -> ObjectInfo | None:
         if operation.name in _ASKED_FOR_EACH_KEY and SHARED in info.attrs:
-            return
+            return None
         action = _action(operation)
         version_id = next((value for name, value in demand.head.query if name == "versionId"), "") or None
         if version_id is not None:
             action = _OF_A_VERSION.get(action, action)
-        await self._gate.check(demand, action, info, key, version_id)
+        return await self._gate.check(demand, action, info, key, version_id)
 
 
 def _action(operation: Operation) -> str:

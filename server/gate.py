@@ -4,6 +4,7 @@ Must not know: handlers, documents, how a decision is made.
 Invariants:
 * A bucket that only its owner ever could enter costs its owner one look into its attributes. Whatever could let
   somebody else in (a policy, a list) marks the bucket as `shared` for good, since objects of others may remain.
+* What was decided by looking at an object holds for that state of it alone.
 * Who may not list a bucket is not told which keys it has: what is missing is AccessDenied to him, not NoSuchKey.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from cordwood.engine import BucketInfo, ObjectInfo, Store
+from cordwood.engine import BucketInfo, ObjectInfo, Store, UploadInfo
 from cordwood.engine import errors as engine_errors
 from cordwood.server.access import INITIATORS_ACTIONS, Context, Resource, allowed, denied
 from cordwood.server.acl import OWNED_ACTIONS, loaded, private
@@ -78,12 +79,13 @@ class Gate:
 
     async def authorise(
         self, demand: Demand, action: str, bucket: str, key: str = "", version_id: str | None = None
-    ) -> BucketInfo:
-        """The bucket, or AccessDenied, or the engine's BucketNotFound (which AWS, too, tells everybody)."""
+    ) -> tuple[BucketInfo, ObjectInfo | None]:
+        """The bucket and what `check` answers, or AccessDenied, or the engine's BucketNotFound (which AWS, too, tells
+        everybody)."""
         info = self._store.head_bucket(bucket)
         if SHARED in info.attrs or not self.is_insider(demand.identity, info):
-            await self.check(demand, action, info, key, version_id)
-        return info
+            return info, await self.check(demand, action, info, key, version_id)
+        return info, None
 
     async def check(
         self,
@@ -93,21 +95,25 @@ class Gate:
         key: str = "",
         version_id: str | None = None,
         request_tags: Mapping[str, str] | None = None,
-    ) -> None:
-        """The whole question. `request_tags`: tags that came in the body."""
+    ) -> ObjectInfo | None:
+        """The whole question. `request_tags`: tags that came in the body.
+
+        The answer is the object that the decision looked at, if it did: what is then done must be done to it.
+        """
         context, keys = self._context(demand, info)
         keys.request_tags = request_tags
         resource = Resource(info.name, key)
         identity = demand.identity
+        seen: ObjectInfo | UploadInfo | None = None
         reads_tags = context.policy is not None and context.policy.reads("s3:existingobjecttag/")
         if key and (reads_tags or action in OWNED_ACTIONS or action in INITIATORS_ACTIONS):
-            found = await self._facts(demand, action, info.name, key, version_id)
-            if found is None and action in OWNED_ACTIONS:
+            seen = await self._look(demand, action, info.name, key, version_id)
+            if seen is None and action in OWNED_ACTIONS:
                 self._decide_on_missing(demand, action, info, resource)
-                return
-            if found is not None:
-                keys.existing_tags = found.get("tags", {})
-                context = _with_object(context, info, found)
+                return None
+            if seen is not None:
+                keys.existing_tags = seen.attrs.get("tags", {})
+                context = _with_object(context, info, seen.attrs)
         if not allowed(identity, action, resource, context):
             raise s3_error("AccessDenied")
         for header, beside in _BESIDE.items():
@@ -117,6 +123,7 @@ class Gate:
             identity, "s3:BypassGovernanceRetention", resource, context
         ):
             raise s3_error("AccessDenied")
+        return seen if isinstance(seen, ObjectInfo) else None
 
     def _decide_on_missing(self, demand: Demand, action: str, info: BucketInfo, resource: Resource) -> None:
         context, _ = self._context(demand, info)
@@ -155,15 +162,15 @@ class Gate:
             keys,
         )
 
-    async def _facts(
+    async def _look(
         self, demand: Demand, action: str, bucket: str, key: str, version_id: str | None
-    ) -> Mapping[str, Any] | None:
-        """The attributes of the object, or of the upload that the request names; None when there is none."""
+    ) -> ObjectInfo | UploadInfo | None:
+        """The object, or the upload that the request names; None when there is none."""
         store = self._store
         if action in INITIATORS_ACTIONS:
             upload_id = next((value for name, value in demand.head.query if name == "uploadId"), "")
             try:
-                return (await self._bridge.run(store.head_upload, bucket, key, upload_id)).attrs
+                return await self._bridge.run(store.head_upload, bucket, key, upload_id)
             except engine_errors.NotFound:
                 return None
 
@@ -171,7 +178,7 @@ class Gate:
             return store.head(bucket, key, version_id=version_id, wait=wait)
 
         try:
-            return (await self._patiently(head)).attrs
+            return await self._patiently(head)
         except engine_errors.NotFound:
             return None
 

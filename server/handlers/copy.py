@@ -131,6 +131,7 @@ def _copy(
     """The copy, and which version was copied where versions are kept."""
     params = request.params
     original = store.head(source.bucket, source.key, version_id=source.version_id)
+    request.confirm(original)
     if is_source_versioned:
         # From here on it is this version, whatever becomes the current one meanwhile.
         source = Source(source.bucket, source.key, original.version_id)

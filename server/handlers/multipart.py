@@ -194,6 +194,7 @@ def _copy_part(
     store = request.service.store
     conditions = source_conditions(request.params)
     info = store.head(source.bucket, source.key, version_id=source.version_id, conditions=conditions)
+    request.confirm(info)
     if byte_range is not None and byte_range[1] >= info.size:
         raise s3_error(
             "InvalidRange",

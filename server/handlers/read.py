@@ -39,6 +39,7 @@ async def get_object(request: Request) -> Response:
     except engine_errors.NotModified as error:
         return not_modified(error.info, request)
     try:
+        request.confirm(reader.info)
         members, status = _members(reader.info, reader, request, is_partial=is_partial)
         response = respond(request.operation, members, status=status)
         if reader.inline is not None:
@@ -73,6 +74,7 @@ def _head(request: Request, *, wait: bool = True) -> Response:
     if "Range" in params or "PartNumber" in params:
         reader, is_partial = _open(request, wait=wait)
         with reader:
+            request.confirm(reader.info)
             members, status = _members(reader.info, reader, request, is_partial=is_partial)
             members["ContentLength"] = reader.length
             return respond(request.operation, members, status=status)
@@ -83,6 +85,7 @@ def _head(request: Request, *, wait: bool = True) -> Response:
         conditions=read_conditions(params),
         wait=wait,
     )
+    request.confirm(info)
     members, status = _members(info, None, request)
     members["ContentLength"] = info.size
     return respond(request.operation, members, status=status)

@@ -13,9 +13,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from cordwood.engine import BucketInfo, Store
+from cordwood.engine import BucketInfo, ObjectInfo, Store
 from cordwood.server.bridge import Bridge
 from cordwood.server.gate import Demand, Gate
+from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import Params
 from cordwood.server.wire.message import Body, PeerInfo, RequestHead, Response
 from cordwood.server.wire.operations import ENUMS
@@ -38,6 +39,7 @@ class Request:
     """One verified and authorised request. `params` holds the members that the handler takes."""
 
     __slots__ = (
+        "_decided_on",
         "body",
         "bucket_info",
         "head",
@@ -70,6 +72,7 @@ class Request:
         self.head = head
         self.body = body
         self.peer = peer
+        self._decided_on: ObjectInfo | None = None
 
     @property
     def is_tls(self) -> bool:
@@ -84,7 +87,22 @@ class Request:
     ) -> BucketInfo:
         """May whoever sent this request do `action` there? The bucket, or AccessDenied."""
         demand = Demand(self.verified.identity, self.head, self.peer)
-        return await self.service.gate.authorise(demand, action, bucket, key, version_id)
+        info, self._decided_on = await self.service.gate.authorise(demand, action, bucket, key, version_id)
+        return info
+
+    def decided_on(self, info: ObjectInfo | None) -> None:
+        self._decided_on = info
+
+    def confirm(self, info: ObjectInfo) -> None:
+        """Refuse to go on with another state of the object than the one that permission was given for."""
+        seen = self._decided_on
+        if seen is not None and (seen.version_id, seen.modified_ms, seen.etag, seen.attrs) != (
+            info.version_id,
+            info.modified_ms,
+            info.etag,
+            info.attrs,
+        ):
+            raise s3_error("SlowDown")
 
     @property
     def bucket(self) -> str:
