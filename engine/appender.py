@@ -65,17 +65,18 @@ class Appender:
             self._check_room(length)
             return self._with_room(length).append([record])[0]
 
-    def prepare(self, size: int, *, frees: bool) -> None:
-        """Sees to room on the disk and to an active volume, before the caller takes the index's writer lock."""
+    def prepare(self) -> None:
+        """Sees to an active volume before the caller takes the index's writer lock, which claiming one needs, too."""
+        if self._active is None:
+            with self._lock, self._failing():
+                self._with_room(0)
+
+    @contextmanager
+    def batch(self, size: int, *, frees: bool) -> Iterator[ActiveVolume]:
+        """The active volume, held for one batch of about `size` bytes of records, which `frees` space or needs it."""
         with self._lock, self._failing():
             if not frees:
                 self._check_room(size)
-            self._with_room(size)
-
-    @contextmanager
-    def batch(self, size: int) -> Iterator[ActiveVolume]:
-        """The active volume, held for one batch of about `size` bytes of records."""
-        with self._lock, self._failing():
             yield self._with_room(size)
 
     @contextmanager

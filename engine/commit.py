@@ -184,6 +184,9 @@ class Decision:
         return self._position
 
 
+Batch = list[tuple[Operation[Any], Pending[Any]]]
+
+
 class Committer:
     """Takes operations from any thread and commits them in batches, on its own thread or on a waiting caller's."""
 
@@ -260,22 +263,24 @@ class Committer:
                 return
             try:
                 while self._queue and not (until is not None and until.done()):
-                    self._commit_batch(self._take())
+                    batch: Batch = []
+                    self._take(batch)
+                    self._commit_batch(batch)
             finally:
                 self._working.release()
 
-    def _take(self) -> list[tuple[Operation[Any], Pending[Any]]]:
-        batch: list[tuple[Operation[Any], Pending[Any]]] = []
-        size = 0
+    def _take(self, batch: Batch) -> int:
+        """Moves what is queued into the batch, up to the limits; returns the bytes that all of it will take."""
+        size = sum(operation.size_hint() for operation, _ in batch)
         while self._queue and len(batch) < _BATCH_OPERATIONS_MAX and size < _BATCH_BYTES_MAX:
             item = self._queue.popleft()
             size += item[0].size_hint()
             batch.append(item)
-        return batch
+        return size
 
-    def _commit_batch(self, batch: list[tuple[Operation[Any], Pending[Any]]]) -> None:
+    def _commit_batch(self, batch: Batch) -> None:
         try:
-            outcomes = self._commit([operation for operation, _ in batch])
+            outcomes = self._commit(batch)
         except Full as error:
             freeing = [item for item in batch if item[0].frees]
             for operation, pending in batch:
@@ -297,26 +302,25 @@ class Committer:
             for (_, pending), (value, refused) in zip(batch, outcomes, strict=True):
                 pending.complete(value, refused)
 
-    def _commit(self, operations: list[Operation[Any]]) -> list[tuple[Any, CordwoodError | None]]:
+    def _commit(self, batch: Batch) -> list[tuple[Any, CordwoodError | None]]:
         if self._stopped:
             raise Closed("the store is closed")
         self._health.check()
-        size = sum(operation.size_hint() for operation in operations)
-        self._appender.prepare(size, frees=all(operation.frees for operation in operations))
+        self._appender.prepare()
         txn = self._index.begin()
         try:
+            # What was queued while another process held the writer lock goes along.
+            size = self._take(batch)
             applier = Applier(txn, self._read_manifest)
-            with self._appender.batch(size) as active:
+            with self._appender.batch(size, frees=all(operation.frees for operation, _ in batch)) as active:
                 decision = Decision(txn, applier, txn.clock(), active.id, active.tail)
-                outcomes = [self._decide(operation, decision, applier) for operation in operations]
+                outcomes = [self._decide(operation, decision, applier) for operation, _ in batch]
                 if not decision.records:
                     txn.raw.abort()
                     return outcomes
                 watermarks = self._appender.watermarks(decision.position)
                 txn.put_clock(decision.clock)
-                applier.finish(
-                    watermarks
-                )  # before the append: a full index then costs this batch, not the store
+                applier.finish(watermarks)  # before the append: a full index costs this batch, not the store
                 active.append(decision.records)
         except BaseException:
             txn.raw.abort()

@@ -19,6 +19,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -43,6 +44,10 @@ __all__ = ["Running", "StartError", "serve"]
 log = logging.getLogger("cordwood.worker")
 
 _ACCEPT_PAUSE_S = 0.1
+
+# How long the loop may keep the interpreter from the commit thread, which comes back from a sync holding the index's
+# writer lock. Python's default of 5 ms made both workers wait: 16 writers went from 2,300 to 4,800 PUT/s.
+_SWITCH_INTERVAL_S = 0.0005
 _UNLIMITED = (1 << 31) - 1
 
 
@@ -129,6 +134,7 @@ def _work(settings: Settings, credentials: tuple[Credential, ...], child: Child)
     if store is None:
         return 1
     assert child.listener is not None
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with store:
         trio.run(_serve, settings, credentials, store, child, child.listener)
     return 0

@@ -64,7 +64,7 @@ def test_a_sync_that_failed_once_is_not_believed_the_next_time(path: Path) -> No
         store.create_bucket("wood")
         appender = store._core.appender
         assert appender is not None
-        with appender.batch(100) as active:
+        with appender.batch(100, frees=False) as active:
             fs.fail("datasync", times=1)
             for _ in range(2):
                 with pytest.raises(errors.ReadOnly):
