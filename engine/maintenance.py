@@ -31,9 +31,15 @@ _log = logging.getLogger("cordwood.compaction")
 class Maintenance:
     """A store opened for maintenance, as a context manager."""
 
-    def __init__(self, core: Core, session: opening.Session) -> None:
+    def __init__(self, path: Path, core: Core, session: opening.Session) -> None:
+        self.path = path
         self._core = core
         self._session = session
+
+    @property
+    def opened(self) -> tuple[Core, opening.Session]:
+        """The open parts, for `Store.beside`."""
+        return self._core, self._session
 
     @classmethod
     def open(
@@ -49,7 +55,8 @@ class Maintenance:
         options = opening.Options(
             create=False, strict=durability == "strict", volume_size=volume_size, map_size=map_size
         )
-        return cls(*opening.open_store(fs, Path(path).absolute(), options))
+        directory = Path(path).absolute()
+        return cls(directory, *opening.open_store(fs, directory, options))
 
     def __enter__(self) -> Maintenance:
         return self

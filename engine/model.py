@@ -145,7 +145,7 @@ class Conditions:
     """Preconditions of a read, write, copy or delete (RFC 9110 section 13; S3's conditional requests).
 
     `if_size` and `if_modified_ms` are DeleteObject's x-amz-if-match-size and x-amz-if-match-last-modified-time,
-    the latter compared to the second.
+    the latter compared to the second. `if_noncurrent`: a version is only deleted while it is not the newest.
     """
 
     if_match: tuple[str, ...] = ()
@@ -154,6 +154,7 @@ class Conditions:
     if_unmodified_since_s: float | None = None
     if_size: int | None = None
     if_modified_ms: int | None = None
+    if_noncurrent: bool = False
 
 
 def encode_key(key: str) -> bytes:

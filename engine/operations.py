@@ -367,6 +367,8 @@ class DeleteObject:
             if row is None:
                 raise VersionNotFound(self.bucket, key, self.version_id)
             check_write(self.conditions, row, self.bucket, key)
+            if self.conditions.if_noncurrent and row == current:
+                raise PreconditionFailed("noncurrent", self.bucket, key)
         if row is None or version is None:
             return DeleteResult(self.version_id, False, False)
         now_ms = milliseconds(tick(decision.clock))

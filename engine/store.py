@@ -37,6 +37,7 @@ from cordwood.engine.format import UploadHead, decode_head
 from cordwood.engine.fs import REAL, FileSystem
 from cordwood.engine.index import STORAGE_CLASSES, Txn, UploadRow
 from cordwood.engine.lookup import Range
+from cordwood.engine.maintenance import Maintenance
 from cordwood.engine.model import (
     BucketInfo,
     Conditions,
@@ -137,6 +138,11 @@ class Store:
         directory = Path(path).absolute()
         core, session = opening.open_store(fs, directory, options)
         return cls(directory, core, session)
+
+    @classmethod
+    def beside(cls, maintenance: Maintenance) -> Store:
+        """The store that is open for maintenance, which also closes it: a directory is open once per process."""
+        return cls(maintenance.path, *maintenance.opened)
 
     def close(self) -> None:
         """Finishes what is under way and lets go of the directory. May be called twice."""

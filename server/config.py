@@ -341,6 +341,18 @@ class Settings:
         64 << 20, size_between(0, 1 << 40), "bytes per second at most; 0: no limit", unit="bytes"
     )
     compaction_dry_run: bool = _setting(False, boolean, "only log what compaction would do", is_flag=True)
+    lifecycle_interval: float = _setting(
+        3600.0, duration_between(0.1, 604_800), "lifecycle rules are carried out this often", unit="seconds"
+    )
+    lifecycle_dry_run: bool = _setting(
+        False, boolean, "only log what lifecycle rules would remove", is_flag=True
+    )
+    lifecycle_day: float = _setting(
+        86400.0,
+        duration_between(0.1, 86400),
+        "for tests: the length of a day in lifecycle rules",
+        unit="seconds",
+    )
     scrub_days: float = _setting(
         30.0, number_between(0, 36500), "everything is read and verified once in so many days; 0: never",
         unit="days",

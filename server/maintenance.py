@@ -1,4 +1,4 @@
-"""The maintenance process of `cordwood serve`: compaction, abandoned uploads, scrubbing; slowly, and all the time.
+"""The maintenance process of `cordwood serve`: compaction, lifecycle, abandoned uploads, scrubbing; slowly, always.
 
 Theory: one loop in one process without a listener. Each round does what is due (a compaction every few hours and a full
 one once a day; the uploads before it), then reads on with the scrub as far as its rate allows, then waits. What fails
@@ -21,8 +21,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cordwood.engine import CompactionPolicy, Maintenance, errors
+from cordwood.engine import CompactionPolicy, Maintenance, Store, errors
 from cordwood.server.config import Settings
+from cordwood.server.lifecycle_worker import LifecycleWorker
 from cordwood.server.supervisor import Child
 
 log = logging.getLogger("cordwood.maintenance")
@@ -95,11 +96,19 @@ class _Loop:
         now_s = time.monotonic()
         self._compaction = _Due(now_s + settings.compaction_interval_hours * 3600)
         self._full = _Due(now_s + seconds_until(settings.compaction_full_time, time.time()))
+        self._lifecycle = _Due(now_s + settings.lifecycle_interval)
+        self._lifecycle_worker = LifecycleWorker(
+            Store.beside(store),
+            day_ms=int(settings.lifecycle_day * 1000),
+            dry_run=settings.lifecycle_dry_run,
+            should_stop=stop,
+        )
         self._scrubber = store.scrubber(should_stop=stop)
         self._scrubbed_s = now_s
 
     def run(self) -> None:
-        while not self._stop.wait(_ROUND_S):
+        while not self._stop.wait(min(_ROUND_S, self._settings.lifecycle_interval)):
+            self._try(self._expire_if_due)
             self._try(self._compact_if_due)
             self._try(self._scrub)
             self._store.release_removed()
@@ -113,6 +122,22 @@ class _Loop:
             log.info("%s", error)
         except (errors.CordwoodError, OSError) as error:
             log.error("maintenance failed, to be tried again: %s", error)
+
+    def _expire_if_due(self) -> None:
+        if not self._lifecycle.is_now():
+            return
+        self._lifecycle.at_s = time.monotonic() + self._settings.lifecycle_interval
+        report = self._lifecycle_worker.run()
+        if report.total:
+            log.info(
+                "lifecycle: %d objects, %d noncurrent versions, %d delete markers, %d uploads %s, %d of them kept",
+                report.objects,
+                report.noncurrent_versions,
+                report.markers,
+                report.uploads,
+                "would be removed" if self._settings.lifecycle_dry_run else "removed",
+                report.kept,
+            )
 
     def _compact_if_due(self) -> None:
         settings = self._settings

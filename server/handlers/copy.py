@@ -20,6 +20,7 @@ from cordwood.server.handlers.describe import (
     system_headers,
     user_metadata,
 )
+from cordwood.server.handlers.lifecycle import expiration_member
 from cordwood.server.handlers.new_object import copied_attrs
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.checksums import hasher
@@ -111,6 +112,7 @@ async def copy_object(request: Request) -> Response:
         **checksum_members(info.checksums, info.checksum_type),
     }
     members: dict[str, Any] = {"CopyObjectResult": result, "CopySourceVersionId": copied_version}
+    members.update(expiration_member(request, info))
     if info.version_id != NULL_VERSION:
         members["VersionId"] = info.version_id
     return respond(request.operation, members)

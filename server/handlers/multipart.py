@@ -39,6 +39,7 @@ from cordwood.server.handlers.ingest import (
     integrity,
     receive_structure,
 )
+from cordwood.server.handlers.lifecycle import expiration_member
 from cordwood.server.handlers.listing import encoder, page_size
 from cordwood.server.handlers.new_object import new_attrs
 from cordwood.server.handlers.request import Request, handles
@@ -271,6 +272,7 @@ async def complete_multipart_upload(request: Request) -> Response:
             "ETag": f'"{info.etag}"',
             **checksum_members(info.checksums, info.checksum_type),
         }
+        members.update(expiration_member(request, info))
         if info.version_id != NULL_VERSION:
             members["VersionId"] = info.version_id
         return respond(request.operation, members)

@@ -19,6 +19,7 @@ from cordwood.engine import errors as engine_errors
 from cordwood.server.bridge import Bridge
 from cordwood.server.handlers.conditions import if_range_holds, parse_range, read_conditions, version_text
 from cordwood.server.handlers.describe import OVERRIDES, checksum_members, object_members, override_members
+from cordwood.server.handlers.lifecycle import expiration_member
 from cordwood.server.handlers.locking import lock_members
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.handlers.tagging import TAGS
@@ -148,6 +149,7 @@ def _members(
 ) -> tuple[dict[str, Any], int]:
     params = request.params
     members = object_members(info, request)
+    members.update(expiration_member(request, info))
     if info.attrs:
         members.update(lock_members(info.attrs))
         if TAGS in info.attrs:

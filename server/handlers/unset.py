@@ -19,7 +19,6 @@ from cordwood.server.wire.message import Response
 
 NOT_CONFIGURED: Final = {
     "GetBucketEncryption": "ServerSideEncryptionConfigurationNotFoundError",
-    "GetBucketLifecycleConfiguration": "NoSuchLifecycleConfiguration",
     "GetBucketReplication": "ReplicationConfigurationNotFoundError",
     "GetBucketWebsite": "NoSuchWebsiteConfiguration",
 }

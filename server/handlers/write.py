@@ -15,6 +15,7 @@ from cordwood.server.handlers.describe import (
     user_metadata,
 )
 from cordwood.server.handlers.ingest import DEFAULT_ALGORITHM, ingest, integrity
+from cordwood.server.handlers.lifecycle import expiration_member
 from cordwood.server.handlers.new_object import new_attrs
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.interpret import respond
@@ -49,6 +50,7 @@ async def put_object(request: Request) -> Response:
         raise
     info = await bridge.committed(future)
     members = {"ETag": f'"{info.etag}"', **checksum_members(info.checksums, info.checksum_type)}
+    members.update(expiration_member(request, info))
     if info.version_id != NULL_VERSION:
         members["VersionId"] = info.version_id
     return respond(request.operation, members)
