@@ -358,5 +358,5 @@ def test_an_upload_that_is_not_allowed_is_refused_before_its_body_is_asked_for(
     server: LiveServer, s3: Any
 ) -> None:
     headers = {"host": "h", "content-length": "1000000", "expect": "100-continue"}
-    answer = raw_request(server, "PUT", PATH, headers)
+    answer = raw_request(server, "PUT", "/bkt/key", headers)
     assert (answer.status, answer.code, answer.headers["connection"]) == (403, "AccessDenied", "close")
