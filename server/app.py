@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cordwood.engine import BucketInfo, ObjectInfo, Store
 from cordwood.engine import errors as engine_errors
 from cordwood.server.bridge import Bridge
-from cordwood.server.gate import SHARED, Demand, Gate
+from cordwood.server.gate import PAYER, SHARED, Demand, Gate
 from cordwood.server.handlers import HANDLERS, Request, Service, translate
 from cordwood.server.handlers.cors import preflight, sharing_headers
 from cordwood.server.handlers.form_upload import receive_form
@@ -162,7 +162,14 @@ class Application:
             )
             if seen is not None:
                 request.decided_on(seen)
-            return await entry.handler(request)
+            response = await entry.handler(request)
+            if (
+                info is not None
+                and PAYER in info.attrs
+                and not self._gate.is_insider(verified.identity, info)
+            ):
+                response.headers.append(("x-amz-request-charged", "requester"))
+            return response
         except engine_errors.CordwoodError as error:
             if isinstance(error, engine_errors.Corrupt):
                 log.error("request %s: %s", head.request_id, error)
@@ -195,7 +202,7 @@ class Application:
         if operation.name in _ASKED_FOR_EACH_KEY and SHARED in info.attrs:
             return None
         action = _action(operation)
-        version_id = next((value for name, value in demand.head.query if name == "versionId"), "") or None
+        version_id = demand.head.parameter("versionId") or None
         if version_id is not None:
             action = _OF_A_VERSION.get(action, action)
         return await self._gate.check(demand, action, info, key, version_id)

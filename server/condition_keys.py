@@ -67,7 +67,7 @@ class ConditionKeys:
         if key in self._override:
             return self._override[key]
         if key in _QUERY:
-            value = _first(self._head.query, _QUERY[key])
+            value = self._head.parameter(_QUERY[key])
             return None if value is None else (value,)
         if key in _HEADERS:
             value = self._head.headers.get(_HEADERS[key])
@@ -148,13 +148,6 @@ class ConditionKeys:
         except ValueError:
             return None
         return str(max(0, int((time.time() - signed_s) * 1000)))
-
-
-def _first(pairs: Sequence[tuple[str, str]], name: str) -> str | None:
-    for each, value in pairs:
-        if each == name:
-            return value
-    return None
 
 
 def _tag(tags: Mapping[str, str], name: str) -> Sequence[str] | None:

@@ -28,6 +28,8 @@ from cordwood.server.wire.sigv4 import Account, Identity
 T = TypeVar("T")
 
 SHARED: Final = "shared"
+PAYER: Final = "payer"
+REQUESTER: Final = "Requester"
 NOBODY: Final = {"id": "", "name": ""}
 
 # Headers that ask for something beside the operation itself, and the permission that the policy may refuse.
@@ -100,6 +102,8 @@ class Gate:
 
         The answer is the object that the decision looked at, if it did: what is then done must be done to it.
         """
+        if info.attrs.get(PAYER) == REQUESTER and not self.is_insider(demand.identity, info):
+            _check_payer(demand)
         context, keys = self._context(demand, info)
         keys.request_tags = request_tags
         resource = Resource(info.name, key)
@@ -168,7 +172,7 @@ class Gate:
         """The object, or the upload that the request names; None when there is none."""
         store = self._store
         if action in INITIATORS_ACTIONS:
-            upload_id = next((value for name, value in demand.head.query if name == "uploadId"), "")
+            upload_id = demand.head.parameter("uploadId") or ""
             try:
                 return await self._bridge.run(store.head_upload, bucket, key, upload_id)
             except engine_errors.NotFound:
@@ -188,6 +192,14 @@ class Gate:
             return call(False)
         except engine_errors.WouldBlock:
             return await self._bridge.run(call, True)
+
+
+def _check_payer(demand: Demand) -> None:
+    """Whoever reads at his own expense must say that he knows; strangers have no account to charge."""
+    name = "x-amz-request-payer"
+    said = demand.head.headers.get(name) or demand.head.parameter(name) or ""
+    if demand.identity.is_anonymous or said.lower() != "requester":
+        raise s3_error("AccessDenied")
 
 
 def _with_object(context: Context, info: BucketInfo, attrs: Mapping[str, Any]) -> Context:

@@ -45,7 +45,8 @@ def _state(operation: Operation) -> str:
     entry = HANDLERS.get(operation.name)
     if entry is None:
         return "NotImplemented"
-    return "nothing configured" if entry.handler.__module__.endswith(".unset") else "implemented"
+    module = entry.handler.__module__.rpartition(".")[2]
+    return {"unset": "nothing configured", "stored": "stored only"}.get(module, "implemented")
 
 
 def _request_line(operation: Operation) -> str:

@@ -42,13 +42,3 @@ async def get_bucket_logging(request: Request) -> Response:
 @handles("GetBucketNotificationConfiguration")
 async def get_bucket_notification_configuration(request: Request) -> Response:
     return respond(request.operation, {})
-
-
-@handles("GetBucketAccelerateConfiguration")
-async def get_bucket_accelerate_configuration(request: Request) -> Response:
-    return respond(request.operation, {})
-
-
-@handles("GetBucketRequestPayment")
-async def get_bucket_request_payment(request: Request) -> Response:
-    return respond(request.operation, {"Payer": "BucketOwner"})

@@ -41,6 +41,13 @@ class RequestHead:
     """Given by the connection; it also goes into the answer's x-amz-request-id and into every error document."""
     host_id: str = ""
 
+    def parameter(self, name: str) -> str | None:
+        """The value of a query parameter. Of several the last one counts, for whoever decides as for whoever acts."""
+        for each, value in reversed(self.query):
+            if each == name:
+                return value
+        return None
+
 
 class Span(Protocol):
     """A stretch of an open file whose bytes have been verified."""

@@ -148,6 +148,27 @@ def test_each_key_of_a_batch_is_asked_for(alice: Any, bob: Any) -> None:
     assert alice.head_object(Bucket="bkt", Key="private/b")["ContentLength"] == 1
 
 
+def test_a_parameter_sent_twice_is_judged_by_the_value_that_acts(two_owners: LiveServer, alice: Any) -> None:
+    listing = {
+        "Action": ["s3:ListBucket", "s3:GetObject"],
+        "Resource": ["arn:aws:s3:::bkt", "arn:aws:s3:::bkt/*"],
+        "Condition": {"StringEquals": {"s3:prefix": "public/"}},
+    }
+    reading = {"Action": "s3:GetObject"}
+    alice.put_bucket_policy(Bucket="bkt", Policy=policy(listing, reading))
+    alice.put_bucket_versioning(Bucket="bkt", VersioningConfiguration={"Status": "Enabled"})
+    alice.put_object(Bucket="bkt", Key="public/a", Body=b"new")
+
+    def status(path: str) -> int:
+        return two_owners.request("GET", path, credential=None).status
+
+    assert status("/bkt?prefix=private/&prefix=public/") == 200
+    assert status("/bkt?prefix=public/&prefix=private/") == 403
+    assert status("/bkt/public/a") == 200
+    assert status("/bkt/public/a?versionId=null") == 403
+    assert status("/bkt/public/a?versionId=&versionId=null") == 403
+
+
 def test_a_policy_that_is_none_is_malformed(alice: Any) -> None:
     for text in ("{}", "nonsense", policy({"Action": "s3:GetObject", "Resource": "arn:aws:s3:::other/*"})):
         assert refusal(alice.put_bucket_policy, Bucket="bkt", Policy=text) == (400, "MalformedPolicy")
@@ -296,3 +317,33 @@ def test_the_public_access_block_refuses_and_ignores(two_owners: LiveServer, ali
     missing = refusal(alice.get_public_access_block, Bucket="bkt")
     assert missing == (404, "NoSuchPublicAccessBlockConfiguration")
     assert two_owners.request("GET", "/bkt/public/a", credential=None).status == 200
+
+
+# --- who pays ------------------------------------------------------------------------------------------------
+
+
+def test_where_the_requester_pays_others_must_say_so(two_owners: LiveServer, alice: Any, bob: Any) -> None:
+    assert alice.get_bucket_request_payment(Bucket="bkt")["Payer"] == "BucketOwner"
+    alice.put_bucket_policy(Bucket="bkt", Policy=policy({"Action": "s3:GetObject"}))
+    alice.put_bucket_request_payment(Bucket="bkt", RequestPaymentConfiguration={"Payer": "Requester"})
+    assert alice.get_bucket_request_payment(Bucket="bkt")["Payer"] == "Requester"
+    assert refusal(bob.get_object, Bucket="bkt", Key="public/a") == DENIED
+    assert two_owners.request("GET", "/bkt/public/a", credential=None).status == 403
+    paid = bob.get_object(Bucket="bkt", Key="public/a", RequestPayer="requester")
+    assert paid["RequestCharged"] == "requester"
+    assert "RequestCharged" not in alice.get_object(Bucket="bkt", Key="public/a")
+    alice.put_bucket_request_payment(Bucket="bkt", RequestPaymentConfiguration={"Payer": "BucketOwner"})
+    assert "RequestCharged" not in bob.get_object(Bucket="bkt", Key="public/a")
+
+
+def test_acceleration_is_stored_and_returned(alice: Any) -> None:
+    assert "Status" not in alice.get_bucket_accelerate_configuration(Bucket="bkt")
+    for status in ("Enabled", "Suspended"):
+        wanted = {"Status": status}
+        alice.put_bucket_accelerate_configuration(Bucket="bkt", AccelerateConfiguration=wanted)
+        assert alice.get_bucket_accelerate_configuration(Bucket="bkt")["Status"] == status
+    alice.create_bucket(Bucket="with.dots")
+    refused = refusal(
+        alice.put_bucket_accelerate_configuration, Bucket="with.dots", AccelerateConfiguration=wanted
+    )
+    assert refused == (400, "InvalidRequest")

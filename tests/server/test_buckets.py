@@ -131,7 +131,6 @@ def test_what_nothing_can_configure_is_answered_with_the_truth(s3: Any) -> None:
     assert refusal(s3.get_bucket_tagging, Bucket="bkt") == (404, "NoSuchTagSet")
     assert refusal(s3.get_bucket_policy, Bucket="none") == (404, "NoSuchBucket")
     assert "Status" not in s3.get_bucket_versioning(Bucket="bkt")
-    assert s3.get_bucket_request_payment(Bucket="bkt")["Payer"] == "BucketOwner"
     acl = s3.get_bucket_acl(Bucket="bkt")
     assert [each["Permission"] for each in acl["Grants"]] == ["FULL_CONTROL"]
     assert acl["Grants"][0]["Grantee"]["ID"] == acl["Owner"]["ID"] == "a" * 64

@@ -137,7 +137,7 @@ def test_actions_and_resources_have_wildcards_and_exceptions() -> None:
     assert verdict(hidden, resource="bkt/private/x") == "none"
 
 
-def test_string_operators() -> None:
+def test_strings_are_compared_as_their_operators_say() -> None:
     assert under({"StringEquals": {"s3:prefix": ["a/", "b/"]}}, s3_prefix=["b/"])
     assert not under({"StringEquals": {"s3:prefix": "a/"}}, s3_prefix=["A/"])
     assert under({"StringEqualsIgnoreCase": {"s3:prefix": "a/"}}, s3_prefix=["A/"])
