@@ -316,13 +316,19 @@ class PutObject:
             checksums=dict(about.checksums),
             checksum_type=about.checksum_type,
             upload=self.upload,
-            attrs=locks.with_default(about.attrs, bucket.attrs, milliseconds(tick(decision.clock))),
+            attrs=_attrs_of_new(about, bucket, decision),
         )
         if content.inline is not None:
             clock, _ = decision.write(head, content.inline)
         else:
             clock = write_chunked(decision, head, content, Manifest.pack(content.chunks, self.parts))
         return object_info(self.bucket, key, head, clock)
+
+
+def _attrs_of_new(about: Description, bucket: BucketHead, decision: Decision) -> dict[str, Any]:
+    if locks.OBJECT_LOCK not in bucket.attrs:
+        return dict(about.attrs)
+    return locks.with_default(about.attrs, bucket.attrs, milliseconds(tick(decision.clock)))
 
 
 @dataclass(slots=True)

@@ -13,11 +13,11 @@ import secrets
 from typing import Any, Final
 from urllib.parse import quote
 
-from cordwood.engine import ObjectInfo
+from cordwood.engine import ObjectInfo, UploadInfo
 from cordwood.server.handlers.ingest import receive_structure
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.handlers.tagging import MAX_OBJECT_TAGS, TAGS, checked
-from cordwood.server.lifecycle import DAY_MS, LIFECYCLE, expiration
+from cordwood.server.lifecycle import DAY_MS, LIFECYCLE, after, compiled, expiration
 from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.interpret import http_date, respond
 from cordwood.server.wire.message import Response
@@ -45,6 +45,22 @@ def expiration_member(request: Request, info: ObjectInfo) -> dict[str, str]:
         return {}
     end_ms, rule_id = found
     return {"Expiration": f'expiry-date="{http_date(end_ms)}", rule-id="{quote(rule_id, safe="")}"'}
+
+
+def abort_members(request: Request, upload: UploadInfo) -> dict[str, Any]:
+    """AbortDate and AbortRuleId of an answer about an open upload; empty when no rule will abort it."""
+    configuration = request.bucket_info.attrs.get(LIFECYCLE) if request.bucket_info is not None else None
+    if configuration is None:
+        return {}
+    found = min(
+        (
+            (after(upload.initiated_ms, rule.abort_days), rule.id)
+            for rule in compiled(configuration)
+            if rule.abort_days is not None and upload.key.startswith(rule.prefix)
+        ),
+        default=None,
+    )
+    return {} if found is None else {"AbortDate": found[0], "AbortRuleId": found[1]}
 
 
 @handles("GetBucketLifecycleConfiguration")

@@ -39,7 +39,7 @@ from cordwood.server.handlers.ingest import (
     integrity,
     receive_structure,
 )
-from cordwood.server.handlers.lifecycle import expiration_member
+from cordwood.server.handlers.lifecycle import abort_members, expiration_member
 from cordwood.server.handlers.listing import encoder, page_size
 from cordwood.server.handlers.new_object import new_attrs
 from cordwood.server.handlers.request import Request, handles
@@ -105,6 +105,7 @@ async def create_multipart_upload(request: Request) -> Response:
             "UploadId": upload.upload_id,
             "ChecksumAlgorithm": algorithm or None,
             "ChecksumType": kind or None,
+            **abort_members(request, upload),
         },
     )
 
@@ -164,13 +165,15 @@ async def upload_part_copy(request: Request) -> Response:
     byte_range = _copy_range(params.get("CopySourceRange"))
     is_source_versioned = await authorise_source(request, source)
     upload = _upload(request)
-    part = await request.service.bridge.run(_copy_part, request, upload, number, source, byte_range)
+    part, copied_version = await request.service.bridge.run(
+        _copy_part, request, upload, number, source, byte_range
+    )
     result: dict[str, Any] = {"ETag": f'"{part.etag}"', "LastModified": part.modified_ms}
     if upload.checksum_algorithm:
         result.update(checksum_members(part.checksums, ""))
     members: dict[str, Any] = {"CopyPartResult": result}
     if is_source_versioned:
-        members["CopySourceVersionId"] = source.version_id
+        members["CopySourceVersionId"] = copied_version
     return respond(request.operation, members)
 
 
@@ -191,11 +194,14 @@ def _copy_range(text: str | None) -> tuple[int, int] | None:
 
 def _copy_part(
     request: Request, upload: UploadInfo, number: int, source: Source, byte_range: tuple[int, int] | None
-) -> PartInfo:
+) -> tuple[PartInfo, str]:
+    """The part, and which version of the source it is from."""
     store = request.service.store
     conditions = source_conditions(request.params)
     info = store.head(source.bucket, source.key, version_id=source.version_id, conditions=conditions)
     request.confirm(info)
+    # From here on it is this version, whatever becomes the current one meanwhile.
+    source = Source(source.bucket, source.key, info.version_id)
     if byte_range is not None and byte_range[1] >= info.size:
         raise s3_error(
             "InvalidRange",
@@ -207,7 +213,7 @@ def _copy_part(
     is_whole = byte_range is None or byte_range == (0, info.size - 1)
     known = info.checksums.get(wanted) if is_whole and info.checksum_type == FULL_OBJECT else None
     checksum = known or checksum_of(store, source, wanted, info.etag, byte_range)
-    return store.copy_part(
+    part = store.copy_part(
         request.bucket,
         request.key,
         upload.upload_id,
@@ -219,6 +225,7 @@ def _copy_part(
         range=byte_range,
         checksums={wanted: checksum},
     )
+    return part, info.version_id
 
 
 _PART_CHECKSUMS: Final = {f"Checksum{algorithm}": algorithm for algorithm in ALGORITHMS}
@@ -413,6 +420,7 @@ async def list_parts(request: Request) -> Response:
             "Initiator": owner,
             "Owner": owner,
             "StorageClass": upload.storage_class,
+            **abort_members(request, upload),
             "ChecksumAlgorithm": upload.checksum_algorithm or None,
             "ChecksumType": upload.checksum_type or None,
         },

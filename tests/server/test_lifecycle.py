@@ -195,6 +195,15 @@ def test_open_uploads_are_aborted(s3: Any, store: Store) -> None:
     assert [each["Key"] for each in s3.list_multipart_uploads(Bucket="bkt")["Uploads"]] == ["b/1"]
 
 
+def test_an_upload_is_told_when_it_will_be_aborted(s3: Any) -> None:
+    configure(s3, rule(ID="r", Prefix="a/", AbortIncompleteMultipartUpload={"DaysAfterInitiation": 2}))
+    upload = s3.create_multipart_upload(Bucket="bkt", Key="a/1")
+    parts = s3.list_parts(Bucket="bkt", Key="a/1", UploadId=upload["UploadId"])
+    assert upload["AbortRuleId"] == parts["AbortRuleId"] == "r"
+    assert upload["AbortDate"] == parts["AbortDate"] and upload["AbortDate"].hour == 0
+    assert "AbortDate" not in s3.create_multipart_upload(Bucket="bkt", Key="b/1")
+
+
 def test_more_than_a_page_of_objects_is_removed(server: LiveServer, s3: Any, store: Store) -> None:
     configure(s3, rule(Expiration=DAYS))
     with store.batch() as batch:

@@ -47,6 +47,15 @@ def test_each_version_is_read_deleted_and_copied_by_its_id(s3: Any) -> None:
     assert code(gone) == (404, "NoSuchVersion")
 
 
+def test_a_part_is_copied_from_the_version_that_is_named_or_current(s3: Any) -> None:
+    enable(s3)
+    ids = [s3.put_object(Bucket="bkt", Key="k", Body=body)["VersionId"] for body in (b"1", b"2")]
+    upload = s3.create_multipart_upload(Bucket="bkt", Key="m")["UploadId"]
+    part = {"Bucket": "bkt", "Key": "m", "UploadId": upload, "PartNumber": 1}
+    for source, expected in (("bkt/k", ids[1]), (f"bkt/k?versionId={ids[0]}", ids[0])):
+        assert s3.upload_part_copy(**part, CopySource=source)["CopySourceVersionId"] == expected
+
+
 def test_a_delete_marker_is_404_by_key_405_by_version_and_can_be_taken_away(
     server: LiveServer, s3: Any
 ) -> None:
