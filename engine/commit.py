@@ -30,7 +30,16 @@ from cordwood.engine.appender import Appender
 from cordwood.engine.apply import Applier
 from cordwood.engine.clock import tick
 from cordwood.engine.errors import Closed, CordwoodError, Full, ReadOnly
-from cordwood.engine.format import TYPE_OF_HEAD, ChunkRef, Flag, Head, Manifest, encode_head, record_length
+from cordwood.engine.format import (
+    TYPE_OF_HEAD,
+    ChunkRef,
+    Flag,
+    Head,
+    Manifest,
+    clock_base,
+    encode_head,
+    record_length,
+)
 from cordwood.engine.health import Health
 from cordwood.engine.index import Index, Txn
 from cordwood.engine.volume import NewRecord, Place
@@ -135,6 +144,7 @@ class Decision:
         self.txn = txn
         self.clock = clock
         self.records: list[NewRecord] = []
+        self._base = clock_base(clock)
         self._applier = applier
         self._volume = volume
         self._position = position
@@ -160,7 +170,7 @@ class Decision:
         length = record_length(len(packed), len(body))
         place = Place(self._volume, self._position, length)
         self._position += length
-        self.records.append(NewRecord(type_, 0, clock, packed, body))
+        self.records.append(NewRecord(type_, 0, clock, packed, body, None, self._base))
         self._applier.apply(type_, clock, place, head, manifest)
         return clock, place
 
@@ -319,7 +329,7 @@ class Committer:
                     txn.raw.abort()
                     return outcomes
                 watermarks = self._appender.watermarks(decision.position)
-                txn.put_clock(decision.clock)
+                txn.put_clock(decision.records[-1].clock)  # the base of the next batch
                 applier.finish(watermarks)  # before the append: a full index costs this batch, not the store
                 active.append(decision.records)
         except BaseException:

@@ -111,7 +111,11 @@ class Flag(IntFlag):
 
 
 class Header(NamedTuple):
-    """The fixed part of a record. `durable`: every byte of the volume below it was synced before this record."""
+    """The fixed part of a record. `durable`: every byte of the volume below it was synced before this record.
+
+    `base`: `clock_base` of the index's clock when the record's batch was decided, so that replay can tell the batch
+    that came next from one that was overtaken; 0 in chunks, seals and copies.
+    """
 
     type: int
     flags: int
@@ -123,11 +127,17 @@ class Header(NamedTuple):
     body_length: int
     head_crc: int
     body_crc: int
+    base: int = 0
 
     @property
     def length(self) -> int:
         """Bytes the whole record takes in the volume, padding included."""
         return (HEADER_SIZE + self[6] + self[7] + ALIGNMENT - 1) & -ALIGNMENT
+
+
+def clock_base(clock: int) -> int:
+    """What names an index clock in the records that were decided on top of it."""
+    return crc32c(clock.to_bytes(8, "little"))
 
 
 def record_length(head_length: int, body_length: int) -> int:
@@ -144,6 +154,7 @@ def pack_record(
     head: bytes,
     body: bytes | memoryview,
     seed: int,
+    base: int = 0,
 ) -> list[bytes | memoryview]:
     """The record as buffers to be written one after another: header and head, body, padding."""
     body_length = len(body)
@@ -161,7 +172,7 @@ def pack_record(
         body_length,
         crc32c(head),
         crc32c(body) if body_length else 0,
-        0,
+        base,
     )
     padding = -(HEADER_SIZE + len(head) + body_length) & (ALIGNMENT - 1)
     first = fixed + _CRC.pack(crc32c(fixed, seed)) + head
@@ -174,7 +185,7 @@ def parse_header(data: bytes | memoryview, offset: int, seed: int, limit: int) -
     """The header at `offset` of a volume whose bytes end at `limit`, or None when there is no valid one."""
     if len(data) < HEADER_SIZE:
         return None
-    magic, version, *fields, _reserved = _HEADER.unpack_from(data)
+    magic, version, *fields = _HEADER.unpack_from(data)
     if magic != RECORD_MAGIC or version != FORMAT_VERSION:
         return None
     if _CRC.unpack_from(data, _HEADER_CRC_AT)[0] != crc32c(data[:_HEADER_CRC_AT], seed):

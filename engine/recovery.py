@@ -4,9 +4,9 @@ Must not know: how records came to be decided; `apply.py` says what they do.
 
 What is in a volume past its watermark, and what becomes of it:
 * a chunk: kept only if a kept transaction follows; nothing in the index refers to it yet;
-* a transaction whose clock is greater than the index's: it may have been acknowledged (LMDB can lose its newest commit
-  in a power cut, `metasync=False`), so it is replayed;
-* a transaction whose clock is not: later commits exist, so its own commit never happened, nobody was told: cut;
+* a transaction that was decided on the index's clock (`base`), or on that of a replayed one: it may have been
+  acknowledged (LMDB can lose its newest commit in a power cut, `metasync=False`), so it is replayed;
+* any other transaction was overtaken: later commits exist, so its own commit never happened, nobody was told: cut;
 * an incomplete transaction, or bytes that are no valid record: a torn write: cut;
 * unless a later record says (`durable`) that those bytes had been synced: then they are damage, not a torn write.
   The volume is quarantined: what can be read is replayed, nothing is cut, nothing is appended any more.
@@ -37,6 +37,7 @@ from cordwood.engine.format import (
     ObjectHead,
     PartHead,
     RecordType,
+    clock_base,
     decode_head,
 )
 from cordwood.engine.fs import FileSystem
@@ -48,7 +49,6 @@ from cordwood.engine.index import (
 from cordwood.engine.volume import ActiveVolume, Place, Record, VolumeFile, Volumes
 
 _log = logging.getLogger("cordwood.engine")
-_REBUILD_BATCH = 50_000
 
 
 class Change(NamedTuple):
@@ -62,11 +62,12 @@ class Change(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The changes of one transaction and the volume offset behind them."""
+    """The changes of one transaction, the volume offset behind them, and the index clock they were decided on."""
 
     clock: int
     end: int
     changes: list[Change]
+    base: int
 
 
 @dataclass
@@ -134,7 +135,7 @@ def read_tail(file: VolumeFile, fd: int, start: int) -> Tail:
             elif record.header.type != RecordType.CHUNK:
                 group.append(change_of(file, record))
                 if not record.header.flags & Flag.MORE:
-                    tail.groups.append(Group(group[0].clock, position, group))
+                    tail.groups.append(Group(group[0].clock, position, group, record.header.base))
                     group = []
         if tail.sealed or position >= tail.size:
             break
@@ -174,6 +175,56 @@ def remove_retired(fs: FileSystem, index: Index, volumes: Volumes) -> list[int]:
         txn.raw.abort()
         raise
     return there
+
+
+def _not_overtaken(tails: list[Tail], clock: int) -> list[Group]:
+    """The transactions to replay on top of the index's clock. Sets how much of each tail is kept.
+
+    Each batch names the clock it was decided on, so those that were committed form a chain. Of two batches decided on
+    the same clock at most one was committed: the later one, since its writer found the other's lock free.
+    """
+    if any(tail.damaged for tail in tails):
+        return _later_than(
+            tails, clock
+        )  # links may be missing; nothing is cut that could have been acknowledged
+    accepted: list[Group] = []
+    taken = dict.fromkeys(range(len(tails)), 0)
+    while True:
+        base = clock_base(clock)
+        heads = [
+            (tail.groups[taken[number]].clock, number)
+            for number, tail in enumerate(tails)
+            if taken[number] < len(tail.groups)
+            and tail.groups[taken[number]].base == base
+            and tail.groups[taken[number]].clock > clock
+        ]
+        if not heads:
+            break
+        _, number = max(heads)
+        tail = tails[number]
+        while taken[number] < len(tail.groups) and tail.groups[taken[number]].base == base:
+            group = tail.groups[taken[number]]
+            accepted.append(group)
+            tail.keep = group.end
+            clock = group.changes[-1].clock
+            taken[number] += 1
+    for number, tail in enumerate(tails):
+        if taken[number] < len(tail.groups):
+            tail.sealed = False  # it is cut, with the seal and all that was decided after it
+    return accepted
+
+
+def _later_than(tails: list[Tail], clock: int) -> list[Group]:
+    accepted: list[Group] = []
+    for tail in tails:
+        for group in tail.groups:
+            if group.clock > clock:
+                accepted.append(group)
+                tail.keep = group.end
+            elif not tail.damaged:
+                tail.sealed = False
+                break
+    return accepted
 
 
 class Recovery:
@@ -277,15 +328,7 @@ class Recovery:
         txn = self._index.begin()
         try:
             clock = txn.clock()
-            accepted: list[Group] = []
-            for tail in tails:
-                for group in tail.groups:
-                    if group.clock > clock:
-                        accepted.append(group)
-                        tail.keep = group.end
-                    elif not tail.damaged:
-                        tail.sealed = False  # it is cut, with the seal and all that was decided after it
-                        break
+            accepted = _not_overtaken(tails, clock)
             applier = Applier(txn, lambda place: read_manifest(self._volumes, place))
             for group in sorted(accepted, key=lambda group: group.clock):
                 for change in group.changes:

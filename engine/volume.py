@@ -222,8 +222,8 @@ class VolumeFile:
 
 
 class NewRecord(NamedTuple):
-    """A record about to be written: its type, flags, clock and encoded head, its body, and the node that decided it
-    (None: this one)."""
+    """A record about to be written: its type, flags, clock and encoded head, its body, the node that decided it
+    (None: this one), and the `base` of its header."""
 
     type: int
     flags: int
@@ -231,6 +231,7 @@ class NewRecord(NamedTuple):
     head: bytes
     body: bytes | memoryview
     node: int | None = None
+    base: int = 0
 
 
 class ActiveVolume:
@@ -254,10 +255,10 @@ class ActiveVolume:
             buffers: list[Buffer] = []
             places = []
             position = self.tail
-            for type_, flags, clock, head, body, node in records:
+            for type_, flags, clock, head, body, node, base in records:
                 by = self._node if node is None else node
                 packed = pack_record(
-                    type_, flags, position, clock, self.durable, by, head, body, self.file.seed
+                    type_, flags, position, clock, self.durable, by, head, body, self.file.seed, base
                 )
                 length = sum(map(len, packed))
                 buffers += packed

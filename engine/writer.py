@@ -116,6 +116,13 @@ class ContentWriter:
         )
 
     def _put_chunk(self, payload: memoryview) -> None:
+        try:
+            self._store_chunk(payload)
+        except BaseException:
+            self.abort()  # a commit after this would publish an object with a hole
+            raise
+
+    def _store_chunk(self, payload: memoryview) -> None:
         core = self._core
         appender, _ = core.writing()
         if not core.dedup:

@@ -62,7 +62,7 @@ def layout(packed: struct.Struct, names: list[str]) -> list[Row]:
 
 PLACE = ["volume", "offset", "length"]
 SUPERBLOCK = ["magic", "version", "header_size", *format.Superblock._fields]
-HEADER = ["magic", "version", *format.Header._fields, "reserved"]
+HEADER = ["magic", "version", *format.Header._fields]
 OBJECT = list(index.ObjectRow._fields)
 
 STRUCTS: dict[str, list[Row]] = {
@@ -107,8 +107,8 @@ def test_no_struct_is_without_a_table() -> None:
 
 def test_rows_and_fields_are_packed_in_the_order_that_is_written_down() -> None:
     """The names above are only right if `pack` takes them in that order."""
-    header = format.Header(7, 3, 4096, 5, 6, 7, 8, 0, 9, 10)
-    data = format.pack_record(7, 3, 4096, 5, 6, 7, b"x" * 8, b"", 0)[0]
+    header = format.Header(7, 3, 4096, 5, 6, 7, 8, 0, 9, 10, 11)
+    data = format.pack_record(7, 3, 4096, 5, 6, 7, b"x" * 8, b"", 0, 11)[0]
     parsed = format.parse_header(data, 4096, 0, 1 << 20)
     assert parsed is not None
     assert parsed._replace(head_crc=0, body_crc=0) == header._replace(head_crc=0, body_crc=0)

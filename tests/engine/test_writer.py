@@ -228,3 +228,18 @@ def test_memory_stays_flat_while_a_large_object_streams_in_and_out(tmp_path: Pat
     """256 MiB, or 5 GiB with --long, under 150 MiB of resident memory."""
     resident_kib = int(python(STREAM, tmp_path / "store", 5120 if long_run else 256).stdout)
     assert resident_kib < 150 << 10
+
+
+def test_a_writer_whose_chunk_found_no_room_cannot_be_committed(path: Path) -> None:
+    """What follows the missing chunk must not become an object with a hole."""
+    fs = FaultyFileSystem()
+    with small(path, fs=fs) as store:
+        store.create_bucket("wood")
+        writer = store.writer("wood", "k")
+        fs.free = 0
+        with pytest.raises(errors.Full):
+            writer.write(noise(20_000))
+        fs.heal()
+        with pytest.raises(errors.InvalidState):
+            writer.commit()
+        assert not store.list("wood").objects

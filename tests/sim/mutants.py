@@ -96,14 +96,20 @@ MUTANTS = (
     Mutant(
         "recovery keeps what it did not replay",
         "recovery.py",
-        "                        tail.keep = group.end\n",
-        "                        tail.keep = tail.size\n",
+        "            tail.keep = group.end\n            clock = group",
+        "            tail.keep = tail.size\n            clock = group",
     ),
     Mutant(
         "recovery replays nothing",
         "recovery.py",
-        "                    if group.clock > clock:\n",
-        "                    if group.clock > clock and not clock:\n",
+        "        base = clock_base(clock)\n",
+        "        base = -1\n",
+    ),
+    Mutant(
+        "the clock alone tells what was overtaken",
+        "recovery.py",
+        "            and tail.groups[taken[number]].base == base\n",
+        "",
     ),
     Mutant(
         "recovery cuts nothing",
@@ -120,8 +126,8 @@ MUTANTS = (
     Mutant(
         "an overtaken transaction in a sealed volume stays",
         "recovery.py",
-        "                        tail.sealed = False",
-        "                        tail.sealed = tail.sealed",
+        "            tail.sealed = False  # it is cut",
+        "            tail.sealed = tail.sealed  # it is cut",
     ),
     Mutant(
         "a volume is sealed without a sync",
@@ -170,8 +176,8 @@ MUTANTS = (
     Mutant(
         "the clock is not kept",
         "commit.py",
-        "            txn.put_clock(decision.clock)\n",
-        "            pass\n",
+        "                txn.put_clock(decision.records[-1].clock)  # the base of the next batch\n",
+        "",
     ),
     Mutant(
         "a page begins with the last item of the one before",

@@ -199,6 +199,29 @@ with small(path) as store:
     rebuilt_equals_live(path)
 
 
+def test_what_was_overtaken_is_cut_even_if_its_clock_was_ahead(path: Path) -> None:
+    """The dead writer's wall clock ran an hour ahead: only the chain of bases tells that others came after it."""
+    with small(path) as store:
+        store.create_bucket("wood")
+        python(
+            CHILD
+            + """
+import cordwood.engine.clock
+import time
+ahead = time.time_ns() + 3600 * 10**9
+cordwood.engine.clock.time.time_ns = lambda: ahead
+with small(path) as store:
+    Index.commit = die
+    store.put("wood", "key", b"overtaken")
+""",
+            path,
+        )
+        store.put("wood", "key", b"acknowledged")
+    with small(path) as store:
+        assert store.get("wood", "key").read() == b"acknowledged"
+    rebuilt_equals_live(path)
+
+
 def test_a_torn_second_copy_of_a_chunk_does_not_hide_the_whole_one_from_a_rebuild(path: Path) -> None:
     data = os.urandom(4096)
     with small(path) as store:
