@@ -43,9 +43,10 @@ async def delete_object(request: Request) -> Response:
     )
     try:
         result = await request.service.bridge.committed(future)
-    except (engine_errors.KeyNotFound, engine_errors.PreconditionFailed) as error:
-        if not _is_missing(error, request):
-            raise
+    except (engine_errors.NotFound, engine_errors.PreconditionFailed) as error:
+        answer = _settled(error, request, version_text(params), conditions)
+        if answer is not None:
+            raise answer from error
         result = _NOTHING
     return respond(request.operation, _outcome(result))
 
@@ -53,17 +54,29 @@ async def delete_object(request: Request) -> Response:
 _NOTHING: Final = DeleteResult(None, is_delete_marker=False, existed=False)
 
 
-def _is_missing(error: engine_errors.CordwoodError, request: Request) -> bool:
-    """Did a condition fail only because there is nothing to delete? Then AWS answers like any other such delete."""
-    if isinstance(error, engine_errors.KeyNotFound):
-        return True
-    if not isinstance(error, engine_errors.PreconditionFailed):
-        return False
+def _settled(
+    error: engine_errors.CordwoodError,
+    request: Request,
+    version_id: str | None,
+    conditions: Conditions | None,
+) -> engine_errors.CordwoodError | None:
+    """What a failed delete answers. None: a condition failed only because there is nothing to delete, and then AWS
+    answers like any other such delete. A delete marker is something; only "*" takes it for nothing."""
+    if isinstance(error, engine_errors.VersionNotFound):
+        return None
+    if version_id is not None or conditions is None:
+        return error
+    if not isinstance(error, engine_errors.KeyNotFound | engine_errors.PreconditionFailed):
+        return error
     try:
         request.service.store.head(request.bucket, error.key)
+    except engine_errors.DeleteMarkerFound:
+        if conditions == Conditions(if_match=("*",)):
+            return None
+        return engine_errors.PreconditionFailed("If-Match", error.bucket, error.key)
     except engine_errors.KeyNotFound:
-        return True
-    return False
+        return None
+    return None if isinstance(error, engine_errors.KeyNotFound) else error
 
 
 def _conditions(etag: str | None, modified_s: float | None, size: int | None) -> Conditions | None:
@@ -112,9 +125,11 @@ async def delete_objects(request: Request) -> Response:
     results = await service.bridge.run(
         lambda: service.store.delete_many(request.bucket, wanted, bypass_governance=bypass)
     )
-    for place, result in zip(places, results, strict=True):
-        if isinstance(result, engine_errors.CordwoodError) and not _is_missing(result, request):
-            outcomes[place] = translate(result, request.head, request.params)
+    for place, (_, version_id, conditions), result in zip(places, wanted, results, strict=True):
+        if isinstance(result, engine_errors.CordwoodError):
+            answer = _settled(result, request, version_id, conditions)
+            if answer is not None:
+                outcomes[place] = translate(answer, request.head, request.params)
         elif isinstance(result, DeleteResult):
             outcomes[place] = _batch_outcome(result, entries[place])
     return _answer(request, entries, outcomes, is_quiet=bool(delete.get("Quiet")))

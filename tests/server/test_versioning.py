@@ -117,6 +117,25 @@ def test_versions_are_listed_newest_first_page_by_page_with_delimiter(s3: Any) -
     ]
 
 
+def test_a_conditional_delete_takes_a_marker_for_something_unless_it_asks_for_anything(s3: Any) -> None:
+    enable(s3)
+    here = {"Bucket": "bkt", "Key": "k"}
+    put = s3.put_object(**here, Body=b"1")
+    s3.delete_object(**here, IfMatch=put["ETag"])
+    for condition in ({"IfMatch": put["ETag"]}, {"IfMatchSize": 1}):
+        with pytest.raises(ClientError) as refused:
+            s3.delete_object(**here, **condition)
+        assert code(refused) == (412, "PreconditionFailed")
+    batch = s3.delete_objects(Bucket="bkt", Delete={"Objects": [{"Key": "k", "ETag": "other"}]})
+    assert [each["Code"] for each in batch["Errors"]] == ["PreconditionFailed"]
+    s3.delete_object(**here, IfMatch="*")
+    with pytest.raises(ClientError) as refused:
+        s3.delete_object(**here, VersionId=put["VersionId"], IfMatch="other")
+    assert code(refused) == (412, "PreconditionFailed")
+    s3.delete_object(**here, VersionId=put["VersionId"], IfMatch=put["ETag"])
+    s3.delete_object(**here, VersionId=put["VersionId"], IfMatch="other")
+
+
 def test_a_batch_deletes_versions_and_makes_markers(s3: Any) -> None:
     enable(s3)
     version = s3.put_object(Bucket="bkt", Key="a", Body=b"1")["VersionId"]
