@@ -266,8 +266,9 @@ def test_a_copy_survives_workers_that_are_killed(tmp_path: Path) -> None:
         )
         for _ in range(3):
             time.sleep(0.2)
-            os.kill(served.workers()[0], signal.SIGKILL)
-            eventually(lambda: len(served.workers()) == 2)
+            victim = served.workers()[0]
+            os.kill(victim, signal.SIGKILL)
+            eventually(lambda gone=victim: gone not in (now := served.workers()) and len(now) == 2)
         assert copying.wait(60) == 0
         assert served.output.count(" died ") == 3
         person.run("cp", "-r", "s3://tree", "back", "-q")
