@@ -67,6 +67,11 @@ def check(attrs: Mapping[str, Any]) -> None:
         raise InvalidArgument(f"attribute {RETENTION!r} must have until_ms, in Unix milliseconds")
 
 
+def unlocked(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes without a lock: what a copy takes along."""
+    return {name: value for name, value in attrs.items() if name not in (RETENTION, HOLD)}
+
+
 def holds(lock: Lock, now_ms: int, *, bypass: bool) -> bool:
     """Whether the lock forbids to remove the version now. `bypass` lifts GOVERNANCE, nothing else."""
     if lock.hold:

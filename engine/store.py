@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cordwood.engine import copying, listing, lookup, opening
+from cordwood.engine import copying, listing, locks, lookup, opening
 from cordwood.engine.attributes import SetAttrs
 from cordwood.engine.batch import Batch
 from cordwood.engine.commit import Committer, Operation, Pending
@@ -332,7 +332,7 @@ class Store:
         storage_class: str | None = None,
         attrs: Mapping[str, Any] | None = None,
     ) -> ObjectInfo:
-        """Copies an object without moving its chunks. What is None is taken from the source."""
+        """Copies an object without moving its chunks. What is None is taken from the source, but never its lock."""
         raw = encode_key(dst_key)
         _check_storage_class(storage_class or "STANDARD")
 
@@ -347,7 +347,7 @@ class Store:
                     info.checksums if checksums is None else checksums,
                     info.checksum_type if checksum_type is None else checksum_type,
                     storage_class or info.storage_class,
-                    info.attrs if attrs is None else attrs,
+                    locks.unlocked(info.attrs) if attrs is None else attrs,
                 )
                 return self._execute(copying.copy_operation(reader, dst_bucket, raw, about, conditions))
 

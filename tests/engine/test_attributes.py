@@ -140,6 +140,12 @@ def test_governance_can_be_bypassed_and_a_hold_cannot(store: Store) -> None:
     assert store.delete("bark", "k", version_id=info.version_id, bypass_governance=True).existed
 
 
+def test_a_lock_is_not_copied(store: Store) -> None:
+    locked_bucket(store)
+    store.put("bark", "k", b"1", attrs={**retention("COMPLIANCE"), "hold": True, "n": 1})
+    assert store.copy("bark", "k", "bark", "copy").attrs == {"n": 1}
+
+
 def test_retention_only_grows_unless_it_is_governance_and_bypassed(store: Store) -> None:
     locked_bucket(store)
     store.put("bark", "k", b"1", attrs=retention("GOVERNANCE"))
