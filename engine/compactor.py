@@ -13,8 +13,8 @@ A record that cannot be read stays where it is: its volume is QUARANTINED and ke
 Must not know: threads, processes, settings files, who asked for it.
 
 Invariants:
-* A volume is removed only when no row points into it, decided in the transaction that retires it; what lived in it was
-  read back elsewhere before.
+* A volume is removed only when no row points into it, by a second look at each of its records and by its account in
+  the transaction that retires it; what lived in it was read back elsewhere before.
 * A chunk without references loses its row first, in a transaction of its own: nobody can come to share it meanwhile.
 * One compaction at a time per store (the COMPACTION lock). A volume id is never used again.
 """
@@ -503,12 +503,28 @@ class Compactor:
         if victim.is_damaged and self._still_referenced(victim):
             return
         keep_highest(core, volume)
-        rest = change(core, lambda txn: _retire_row(txn, volume))
+        rest = self._left_behind(victim) or change(core, lambda txn: _retire_row(txn, volume))
         if rest is None:
             report.removed.append(volume)
         else:
             report.kept[volume] = rest
             _log.warning("volume %d is kept: %s", volume, rest)
+
+    def _left_behind(self, victim: _Victim) -> str | None:
+        """Asks the index about every record once more: that nothing lives here must not rest on an account alone."""
+        items = walk(victim.file, SUPERBLOCK_SIZE, victim.end)
+        while batch := list(islice(items, _LOOKUPS)):
+            with self._core.index.read() as txn:
+                for item in batch:
+                    if isinstance(item, Damage):
+                        continue
+                    header = item.header
+                    where = victim.file.where(header.offset)
+                    place = Place(victim.file.id, header.offset, header.length)
+                    head = read_head(header, item.head, where)
+                    if life_of(txn, header, head, place) == Life.LIVE:
+                        return f"{describe(txn, header, head)} still lives at {where}; `cordwood fsck` tells more"
+        return None
 
     def _still_referenced(self, victim: _Victim) -> bool:
         """Of a damaged victim: whether live records are left in it. They are named, and it is quarantined."""

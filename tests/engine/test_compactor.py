@@ -19,13 +19,17 @@ from cordwood.engine import (
     Store,
     check_store,
     compact,
+    compactor,
     errors,
     rebuild,
 )
 from cordwood.engine.compactor import LOCK_NAME
+from cordwood.engine.core import Core
+from cordwood.engine.filling import change
 from cordwood.engine.format import RecordType
 from cordwood.engine.fs import REAL, Buffer, FileSystem
-from cordwood.engine.index import VolumeState
+from cordwood.engine.index import Txn, VolumeState
+from cordwood.engine.volume import Place
 from tests.engine.history import SIZES, History
 from tests.engine.support import (
     FaultyFileSystem,
@@ -435,6 +439,35 @@ def test_a_record_that_cannot_be_read_keeps_its_volume_and_everything_else_is_sa
     offline(tmp_path)
     assert not path.exists()
     del left[bad_key]
+    assert_holds(tmp_path, left)
+
+
+def test_a_volume_is_kept_while_anything_lives_in_it_even_if_its_account_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = filled(tmp_path)
+    forgotten: list[int] = []
+    copy = compactor.Compactor._copy
+
+    def forget_one(self: Any, source: Place, record: Any, *, is_grave: bool) -> None:
+        if not forgotten and not is_grave:
+            forgotten.append(source.volume)
+        else:
+            copy(self, source, record, is_grave=is_grave)
+
+    def lie(core: Core, volume: int) -> None:
+        def nothing_lives(txn: Txn) -> None:
+            row = txn.volume(volume)
+            assert row is not None
+            txn.put_volume(volume, row._replace(live_bytes=0))
+
+        change(core, nothing_lives)
+
+    monkeypatch.setattr(compactor.Compactor, "_copy", forget_one)
+    monkeypatch.setattr(compactor, "keep_highest", lie)
+    report = offline(tmp_path)
+    assert "still lives" in report.kept[forgotten[0]]
+    assert report.removed
     assert_holds(tmp_path, left)
 
 
