@@ -16,8 +16,9 @@ from cordwood.engine.errors import Conflict, EntityTooSmall, InvalidPart, Invali
 from cordwood.engine.format import ChunkRef, Manifest, PartInManifest
 from cordwood.engine.index import PartRow, Txn
 from cordwood.engine.model import Conditions, PartInfo
-from cordwood.engine.operations import CompleteUpload, Content, Description, PutObject
+from cordwood.engine.operations import Content, Description, PutObject
 from cordwood.engine.reader import ObjectReader
+from cordwood.engine.uploads import CompleteUpload
 from cordwood.engine.writer import PartWriter
 
 

@@ -34,7 +34,8 @@ from cordwood.engine.model import (
     version_clock,
     version_id_of,
 )
-from cordwood.engine.operations import find_version, upload_id_of
+from cordwood.engine.operations import find_version
+from cordwood.engine.uploads import upload_id_of
 
 _ALGORITHMS_OF_BITS: dict[int, tuple[str, ...]] = {0: ()}
 

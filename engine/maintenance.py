@@ -22,8 +22,8 @@ from cordwood.engine.core import Core
 from cordwood.engine.errors import CordwoodError, StoreNotFound
 from cordwood.engine.fs import REAL, FileSystem
 from cordwood.engine.index import UploadRow
-from cordwood.engine.operations import AbortUpload, upload_id_of
 from cordwood.engine.scrub import Scrubber, ScrubStatus, read_status
+from cordwood.engine.uploads import AbortUpload, upload_id_of
 
 _log = logging.getLogger("cordwood.compaction")
 

@@ -9,8 +9,6 @@ Invariants:
 
 from __future__ import annotations
 
-import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +28,6 @@ from cordwood.engine.errors import (
     KeyNotFound,
     Locked,
     PreconditionFailed,
-    UploadNotFound,
     VersionNotFound,
 )
 from cordwood.engine.format import (
@@ -53,7 +50,6 @@ from cordwood.engine.index import (
     ObjectRow,
     RowFlag,
     Txn,
-    UploadRow,
     VolumeState,
     id_key,
     version_key,
@@ -63,14 +59,12 @@ from cordwood.engine.model import (
     Conditions,
     DeleteResult,
     ObjectInfo,
-    PartInfo,
-    UploadInfo,
     etag_of,
     version_clock,
     version_id_of,
 )
 
-_RECORD_OVERHEAD = 512
+RECORD_OVERHEAD = 512
 DESCRIPTION_MAX = HEAD_MAX // 2  # leaves room in a record's head for everything else
 CHECKSUM_TYPES = ("", "COMPOSITE", "FULL_OBJECT")
 
@@ -247,7 +241,7 @@ class Content:
     repaired: frozenset[bytes] = frozenset()
 
     def record_size(self) -> int:
-        return _RECORD_OVERHEAD + (len(self.inline) if self.inline is not None else 64 * len(self.chunks))
+        return RECORD_OVERHEAD + (len(self.inline) if self.inline is not None else 64 * len(self.chunks))
 
 
 @dataclass(slots=True)
@@ -344,7 +338,7 @@ class DeleteObject:
     frees: bool = True
 
     def size_hint(self) -> int:
-        return _RECORD_OVERHEAD + len(self.key)
+        return RECORD_OVERHEAD + len(self.key)
 
     def decide(self, decision: Decision) -> DeleteResult:
         txn = decision.txn
@@ -449,7 +443,7 @@ class Rename:
     frees: bool = True
 
     def size_hint(self) -> int:
-        return _RECORD_OVERHEAD + len(self.target)
+        return RECORD_OVERHEAD + len(self.target)
 
     def decide(self, decision: Decision) -> None:
         txn = decision.txn
@@ -483,7 +477,7 @@ class CreateBucket:
         check_kept((), self.attrs)
 
     def size_hint(self) -> int:
-        return _RECORD_OVERHEAD
+        return RECORD_OVERHEAD
 
     def decide(self, decision: Decision) -> BucketInfo:
         if decision.txn.bucket(self.name) is not None:
@@ -508,7 +502,7 @@ class UpdateBucket:
         check_kept((), self.attrs)
 
     def size_hint(self) -> int:
-        return _RECORD_OVERHEAD
+        return RECORD_OVERHEAD
 
     def decide(self, decision: Decision) -> BucketInfo:
         old = require_bucket(decision.txn, self.name).head
@@ -540,7 +534,7 @@ class DeleteBucket:
     frees: bool = True
 
     def size_hint(self) -> int:
-        return _RECORD_OVERHEAD
+        return RECORD_OVERHEAD
 
     def decide(self, decision: Decision) -> None:
         txn = decision.txn
@@ -551,150 +545,3 @@ class DeleteBucket:
             upload = int.from_bytes(key[8:], "big")
             decision.write(UploadHead(head.bucket, upload, bytes(8), b"", True))
         decision.write(BucketHead(head.bucket, head.name, head.versioning, True))
-
-
-# --- multipart uploads ----------------------------------------------------------------------------------------
-
-_SECRET_SIZE = 8
-_UPLOAD_ID = re.compile(rf"[0-9a-f]{{{16 + 2 * _SECRET_SIZE}}}")
-
-
-def upload_id_of(upload: int, secret: bytes) -> str:
-    """S3's upload id: 16 digits of the upload's clock, 16 of a random secret, so that it cannot be guessed."""
-    return f"{upload:016x}{secret.hex()}"
-
-
-def parse_upload_id(upload_id: str) -> tuple[int, bytes] | None:
-    if not _UPLOAD_ID.fullmatch(upload_id):
-        return None
-    return int(upload_id[:16], 16), bytes.fromhex(upload_id[16:])
-
-
-def require_upload(txn: Txn, bucket: str, key: bytes, upload_id: str) -> tuple[BucketHead, int, UploadRow]:
-    """The bucket, the upload's clock and its row. An id that belongs to another key or bucket is not found."""
-    head = require_bucket(txn, bucket).head
-    parsed = parse_upload_id(upload_id)
-    row = txn.upload(head.bucket, parsed[0]) if parsed is not None else None
-    if parsed is None or row is None or row.key != key or not secrets.compare_digest(row.secret, parsed[1]):
-        raise UploadNotFound(bucket, key.decode(), upload_id)
-    return head, parsed[0], row
-
-
-def upload_info(bucket: str, head: UploadHead, clock: int) -> UploadInfo:
-    return UploadInfo(
-        bucket=bucket,
-        key=head.key.decode(),
-        upload_id=upload_id_of(head.upload, head.secret),
-        initiated_ms=milliseconds(clock),
-        headers=head.headers,
-        metadata=head.metadata,
-        storage_class=head.storage_class,
-        attrs=head.attrs,
-        checksum_algorithm=head.checksum_algorithm,
-        checksum_type=head.checksum_type,
-    )
-
-
-@dataclass(slots=True)
-class CreateUpload:
-    bucket: str
-    key: bytes
-    description: Description
-    checksum_algorithm: str = ""
-    nested: bool = False
-    frees: bool = False
-
-    def __post_init__(self) -> None:
-        self.description.check()
-
-    def size_hint(self) -> int:
-        return _RECORD_OVERHEAD + len(self.key)
-
-    def decide(self, decision: Decision) -> UploadInfo:
-        bucket = require_bucket(decision.txn, self.bucket).head
-        clock = decision.tick()
-        about = self.description
-        head = UploadHead(
-            bucket=bucket.bucket,
-            upload=clock,
-            secret=secrets.token_bytes(_SECRET_SIZE),
-            key=self.key,
-            storage_class=about.storage_class,
-            headers=dict(about.headers),
-            metadata=dict(about.metadata),
-            checksum_algorithm=self.checksum_algorithm,
-            checksum_type=about.checksum_type,
-            attrs=dict(about.attrs),
-        )
-        decision.write(head, clock=clock)
-        return upload_info(self.bucket, head, clock)
-
-
-@dataclass(slots=True)
-class PutPart:
-    bucket: str
-    key: bytes
-    upload_id: str
-    number: int
-    content: Content
-    checksums: Mapping[str, str] = field(default_factory=dict)
-    nested: bool = False
-    frees: bool = False
-
-    def __post_init__(self) -> None:
-        if self.checksums:
-            check_checksums(self.checksums, "")
-            check_kept((self.checksums,), {})
-
-    def size_hint(self) -> int:
-        return self.content.record_size()
-
-    def decide(self, decision: Decision) -> PartInfo:
-        bucket, upload, _ = require_upload(decision.txn, self.bucket, self.key, self.upload_id)
-        content = self.content
-        check_chunks(decision.txn, content)
-        head = PartHead(bucket.bucket, upload, self.number, content.size, content.md5, dict(self.checksums))
-        clock = write_chunked(decision, head, content, Manifest.pack(content.chunks))
-        return PartInfo(self.number, content.size, content.md5.hex(), milliseconds(clock), head.checksums)
-
-
-@dataclass(slots=True)
-class CompleteUpload:
-    """Publishes an upload: `put` was prepared from parts whose records had these clocks; no byte is copied."""
-
-    put: PutObject
-    upload_id: str
-    part_clocks: Mapping[int, int]
-    nested: bool = False
-    frees: bool = False
-
-    def size_hint(self) -> int:
-        return self.put.size_hint() + _RECORD_OVERHEAD
-
-    def decide(self, decision: Decision) -> ObjectInfo:
-        put = self.put
-        bucket, upload, _ = require_upload(decision.txn, put.bucket, put.key, self.upload_id)
-        for number, clock in self.part_clocks.items():
-            row = decision.txn.part(upload, number)
-            if row is None or row.clock != clock:
-                raise Conflict(f"part {number} was replaced while the upload was being completed")
-        info = put.decide(decision)
-        # Tells a rebuild that the upload is over even when the object's own record is long gone.
-        decision.write(UploadHead(bucket.bucket, upload, bytes(_SECRET_SIZE), b"", True))
-        return info
-
-
-@dataclass(slots=True)
-class AbortUpload:
-    bucket: str
-    key: bytes
-    upload_id: str
-    nested: bool = False
-    frees: bool = True
-
-    def size_hint(self) -> int:
-        return _RECORD_OVERHEAD
-
-    def decide(self, decision: Decision) -> None:
-        bucket, upload, _ = require_upload(decision.txn, self.bucket, self.key, self.upload_id)
-        decision.write(UploadHead(bucket.bucket, upload, bytes(_SECRET_SIZE), b"", True))

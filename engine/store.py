@@ -55,9 +55,7 @@ from cordwood.engine.model import (
     lookup_key,
 )
 from cordwood.engine.operations import (
-    AbortUpload,
     CreateBucket,
-    CreateUpload,
     DeleteBucket,
     DeleteMany,
     DeleteObject,
@@ -66,10 +64,9 @@ from cordwood.engine.operations import (
     UpdateBucket,
     bucket_info,
     require_bucket,
-    require_upload,
-    upload_info,
 )
 from cordwood.engine.reader import ObjectReader
+from cordwood.engine.uploads import AbortUpload, CreateUpload, require_upload, upload_info
 from cordwood.engine.volume import Place
 from cordwood.engine.writer import Data, ObjectWriter, PartWriter, describe, fill
 

@@ -23,7 +23,8 @@ from cordwood.engine.errors import Corrupt, InvalidState
 from cordwood.engine.format import CHUNK_ID_SIZE, ChunkRef, chunk_record_length
 from cordwood.engine.index import ChunkRow
 from cordwood.engine.model import Conditions, ObjectInfo, PartInfo
-from cordwood.engine.operations import Content, Description, PutObject, PutPart
+from cordwood.engine.operations import Content, Description, PutObject
+from cordwood.engine.uploads import PutPart
 from cordwood.engine.volume import Place
 
 Data = bytes | bytearray | memoryview | BinaryIO | Iterable[bytes]

@@ -37,6 +37,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("engine.commit",),
     ("engine.core",),
     ("engine.operations", "engine.reader"),
+    ("engine.uploads",),
     ("engine.writer", "engine.listing", "engine.lookup", "engine.attributes"),
     ("engine.batch", "engine.copying", "engine.dump"),
     ("engine.recovery",),
