@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -87,7 +88,7 @@ class LargeUpload(_Uploading):
         step = part_size_for(self.job.size)
         for number, offset in enumerate(range(0, self.job.size, step), 1):
             payload = FilePayload(str(self.job.source), offset, min(step, self.job.size - offset))
-            yield lambda number=number, payload=payload: self._put(number, payload)  # type: ignore[misc]
+            yield partial(self._put, number, payload)
 
     def _put(self, number: int, payload: FilePayload | BytesPayload) -> None:
         assert self._upload is not None
@@ -110,7 +111,7 @@ class StreamUpload(LargeUpload):
             if number > _MAX_PARTS:
                 raise CliError(f"{self.job.to}: standard input is longer than {_MAX_PARTS} parts can hold")
             payload = BytesPayload(data)
-            yield lambda number=number, payload=payload: self._put(number, payload)  # type: ignore[misc]
+            yield partial(self._put, number, payload)
             number += 1
             # The length is unknown: parts grow, so that 10,000 of them reach 5 TiB and a short stream stays cheap.
             data = read_exactly(self._stream, PART_SIZE << min(6, number // 1000))
@@ -128,7 +129,7 @@ class LargeCopy(_Uploading):
         step = part_size_for(self.job.size, COPY_PART_SIZE)
         for number, offset in enumerate(range(0, self.job.size, step), 1):
             size = min(step, self.job.size - offset)
-            yield lambda number=number, offset=offset, size=size: self._copy(number, offset, size)  # type: ignore[misc]
+            yield partial(self._copy, number, offset, size)
 
     def _copy(self, number: int, offset: int, size: int) -> None:
         assert self._upload is not None and isinstance(self.job.source, S3Uri)
@@ -149,12 +150,13 @@ class LargeDownload:
         self._sums: dict[int, tuple[str, int]] = {}
 
     def start(self) -> None:
-        assert isinstance(self.job.source, S3Uri) and isinstance(self.job.to, Path)
-        self._headers = self._s3.head(self.job.source)
+        source, target = self.job.source, self.job.to
+        assert isinstance(source, S3Uri) and isinstance(target, Path)
+        self._headers = self._s3.head(source)
         self._algorithm, self._checksum = object_checksum(self._headers)
         size = int(self._headers.get("content-length", self.job.size))
-        self.job = Job(self.job.source, self.job.to, size, self.job.etag, self.job.modified_s)
-        self._temporary = TemporaryFile(self.job.to)  # type: ignore[arg-type]
+        self.job = Job(source, target, size, self.job.etag, self.job.modified_s)
+        self._temporary = TemporaryFile(target)
         try:
             os.truncate(self._temporary.fd, size)
         except OSError:
@@ -165,7 +167,7 @@ class LargeDownload:
         step = part_size_for(self.job.size)
         for offset in range(0, self.job.size, step):
             size = min(step, self.job.size - offset)
-            yield lambda offset=offset, size=size: self._fetch(offset, size)  # type: ignore[misc]
+            yield partial(self._fetch, offset, size)
 
     def _fetch(self, offset: int, size: int) -> None:
         assert isinstance(self.job.source, S3Uri) and self._temporary is not None

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -168,7 +169,7 @@ class Transfers:
                 if counter.error is not None:
                     break
                 counter.up()
-                self._start(lambda part=part: task(part))  # type: ignore[misc]
+                self._start(partial(task, part))
         except (CliError, *TRANSPORT_ERRORS) as error:
             counter.error = error
         # The submitter counts as one, so that the last task cannot be mistaken for the end.

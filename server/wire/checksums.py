@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import xxhash
-from awscrt import checksums as crt  # type: ignore[import-untyped]
+from awscrt import checksums as crt  # type: ignore[import-untyped]  # it ships no types
 from isal import isal_zlib
 
 Data = bytes | bytearray | memoryview
