@@ -12,6 +12,7 @@ import os
 import platform
 import secrets
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -152,6 +153,9 @@ def speedtest(
     return 1 if failures else 0
 
 
+_CLEAN_UPS = 3
+
+
 @dataclass(frozen=True)
 class Row:
     operation: str
@@ -182,11 +186,17 @@ class _Bench:
 
         if not self._is_made:
             return
-        try:
-            delete_all(self._s3, self._bucket, ((entry.key, "") for entry in self._s3.objects(self._bucket)))
-            self._s3.remove_bucket(self._bucket)
-        except CliError as error:
-            warn(f"bucket {self._bucket} could not be removed: {error}")
+        # A server ends the writes of a client that was interrupted, maybe behind the first look into the bucket.
+        for attempt in range(_CLEAN_UPS):
+            try:
+                entries = self._s3.objects(self._bucket)
+                delete_all(self._s3, self._bucket, ((entry.key, "") for entry in entries))
+                self._s3.remove_bucket(self._bucket)
+                return
+            except CliError as error:
+                if attempt == _CLEAN_UPS - 1:
+                    warn(f"bucket {self._bucket} could not be removed: {error}")
+            time.sleep(0.5)
 
     def rows(self, case: Case, *, lists: bool) -> Iterator[Row]:
         """One row per operation. PUT always runs, for the others need objects."""
