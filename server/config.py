@@ -15,15 +15,24 @@ Invariants:
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cordwood.server.config_values import (
+    Address,
+    Credential,
+    access_key,
+    address,
+    credentials_value,
+    did_you_mean,
+    domains,
+    key_text,
+    make_credential,
+    workers_value,
+)
 from cordwood.server.units import (
     between,
     boolean,
@@ -38,6 +47,20 @@ from cordwood.server.units import (
     time_of_day,
 )
 
+__all__ = [
+    "SETTINGS",
+    "Address",
+    "ConfigError",
+    "Credential",
+    "Loaded",
+    "Setting",
+    "Settings",
+    "describe",
+    "load",
+    "make_credential",
+    "markdown_table",
+]
+
 T = TypeVar("T")
 
 ENV_PREFIX = "CORDWOOD_"
@@ -47,127 +70,6 @@ FOREIGN_ENV = frozenset({"CORDWOOD_CONFIG", "CORDWOOD_ENDPOINT", "CORDWOOD_PROFI
 
 class ConfigError(Exception):
     """A setting cannot be used; the text names the setting, where it was given, and what would be valid."""
-
-
-@dataclass(frozen=True, slots=True)
-class Credential:
-    """One access-key pair and the owner that it speaks for."""
-
-    access_key: str
-    secret_key: str = field(repr=False)
-    owner_id: str = ""
-    display_name: str = ""
-
-
-def make_credential(
-    access_key: str, secret_key: str, owner_id: str = "", display_name: str = ""
-) -> Credential:
-    """Fill in the owner: by default derived from the access key, 64 hex digits as S3's canonical ids are."""
-    derived = hashlib.sha256(b"cordwood-owner:" + access_key.encode()).hexdigest()
-    return Credential(access_key, secret_key, owner_id or derived, display_name or access_key)
-
-
-# --- values with a shape of their own ----------------------------------------------------------------------
-
-
-def _workers(value: object) -> int:
-    """`auto` is one per CPU that this process may use, at most four: the store has one writer at a time."""
-    if value == "auto":
-        return max(1, min(4, len(os.sched_getaffinity(0))))
-    try:
-        return between(1, 256)(value)
-    except ValueError:
-        raise ValueError("expected auto or a whole number from 1 to 256") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen. `host` is a literal address or a name; port 0 asks the kernel for a free one."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def _address(value: object) -> Address:
-    text = value if isinstance(value, str) else ""
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        colon = ""  # an IPv6 address needs its brackets, or the port cannot be told from it
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError(
-            "expected HOST:PORT, for example 127.0.0.1:9000 or [::1]:9000 (port 0 picks a free one)"
-        )
-    return Address(host or "0.0.0.0", int(port))
-
-
-_DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]+)?\Z")
-
-
-def _domains(value: object) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple) or not all(isinstance(each, str) for each in texts):
-        raise ValueError("expected a list of domain names")
-    names = [name.strip().lower().lstrip(".") for each in texts for name in each.split(",")]
-    domains = tuple(name for name in names if name)
-    for name in domains:
-        if not _DOMAIN.match(name):
-            raise ValueError(f"{name!r} is not a domain name")
-    return domains
-
-
-def _credentials(value: object) -> tuple[Credential, ...]:
-    if not isinstance(value, list):
-        raise ValueError("expected tables: [[credentials]] with access_key and secret_key")
-    found: dict[str, Credential] = {}
-    for table in value:
-        if not isinstance(table, dict):
-            raise ValueError("expected tables: [[credentials]] with access_key and secret_key")
-        credential = _credential(table)
-        if credential.access_key in found:
-            raise ValueError(f"access_key {credential.access_key!r} is given twice")
-        found[credential.access_key] = credential
-    return tuple(found.values())
-
-
-def _credential(table: Mapping[str, object]) -> Credential:
-    parsers = {
-        "access_key": _access_key,
-        "secret_key": _key_text,
-        "owner_id": _key_text,
-        "display_name": text,
-    }
-    values = {}
-    for key, given in table.items():
-        if key not in parsers:
-            raise ValueError(f"unknown key {key!r}{_did_you_mean(key, list(parsers))}")
-        try:
-            values[key] = parsers[key](given)
-        except ValueError as error:
-            raise ValueError(f"{key}: {error}") from None
-    for needed in ("access_key", "secret_key"):
-        if needed not in values:
-            raise ValueError(f"a [[credentials]] table lacks {needed}")
-    return make_credential(**values)
-
-
-def _key_text(value: object) -> str:
-    key = text(value)
-    if not key or any(not "!" <= c <= "~" for c in key):
-        raise ValueError("expected printable ASCII without spaces")
-    return key
-
-
-def _access_key(value: object) -> str:
-    key = _key_text(value)
-    # A signature names its key as "KEY/date/region/s3/aws4_request,": these two would break that apart.
-    if "/" in key or "," in key:
-        raise ValueError("an access key holds no '/' and no ','")
-    return key
 
 
 # --- the table ---------------------------------------------------------------------------------------------
@@ -216,27 +118,27 @@ class Settings:
     dir: Path = _setting(Path(), path, "the store directory; made when it does not exist", shown="(required)")
     bind: Address = _setting(
         Address("127.0.0.1", 9000),
-        _address,
+        address,
         "address and port to listen on; port 0 picks a free one",
         unit="HOST:PORT",
     )
     workers: int = _setting(
         0,
-        _workers,
+        workers_value,
         "worker processes on the one port; auto is one per CPU, at most 4",
         shown="auto",
         unit="processes",
     )
     access_key: str = _setting(
-        "", _access_key, "access key of the one key pair; needs secret_key too", shown="(generated)"
+        "", access_key, "access key of the one key pair; needs secret_key too", shown="(generated)"
     )
     secret_key: str = _setting(
-        "", _key_text,
+        "", key_text,
         "its secret; keep it in the environment or the file, for other users of the machine can read flags",
         shown="(generated)", is_secret=True,
     )  # fmt: skip
     credentials: tuple[Credential, ...] = _setting(
-        (), _credentials,
+        (), credentials_value,
         "further key pairs, one [[credentials]] table each: access_key, secret_key, owner_id, display_name",
         shown="(none)", is_secret=True, is_file_only=True,
     )  # fmt: skip
@@ -244,7 +146,7 @@ class Settings:
         False, boolean, "serve requests without any signature, to everybody, for everything", is_flag=True
     )
     domain: tuple[str, ...] = _setting(
-        (), _domains,
+        (), domains,
         "base domain of virtual-host style requests (BUCKET.DOMAIN); several: a list, or commas",
         shown="(none)", is_repeatable=True,
     )  # fmt: skip
@@ -422,7 +324,7 @@ def load(
         raise ConfigError(
             "no store directory given: `cordwood serve DIR`, CORDWOOD_DIR, or `dir` in the settings file"
         )
-    values.setdefault("workers", _workers("auto"))
+    values.setdefault("workers", workers_value("auto"))
     settings = Settings(**values)
     _check_together(settings)
     return Loaded(settings, sources)
@@ -440,7 +342,7 @@ def _file_layer(path: Path) -> dict[str, object]:
         raise ConfigError(f"settings file {path} is not valid TOML: {error}") from None
     for key in layer:
         if key not in SETTINGS:
-            raise ConfigError(f"unknown setting {key!r} in {path}{_did_you_mean(key, list(SETTINGS))}")
+            raise ConfigError(f"unknown setting {key!r} in {path}{did_you_mean(key, list(SETTINGS))}")
     return layer
 
 
@@ -451,7 +353,7 @@ def _environment_layer(environ: Mapping[str, str]) -> dict[str, object]:
         if key.startswith(ENV_PREFIX) and key not in FOREIGN_ENV:
             if key not in by_env:
                 raise ConfigError(
-                    f"unknown setting {key} in the environment{_did_you_mean(key, list(by_env))}"
+                    f"unknown setting {key} in the environment{did_you_mean(key, list(by_env))}"
                 )
             if value != "":  # an empty variable is how shells and unit files say "not set"
                 layer[by_env[key].name] = value
@@ -483,13 +385,6 @@ def _check_together(settings: Settings) -> None:
             f"volume_size ({format_size(settings.volume_size)}) must hold at least two chunks "
             f"of {format_size(settings.chunk_size)}"
         )
-
-
-def _did_you_mean(word: str, valid: list[str]) -> str:
-    import difflib  # only wanted on the way to an error
-
-    near = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; valid are {', '.join(valid)}"
 
 
 # --- the table as text -------------------------------------------------------------------------------------

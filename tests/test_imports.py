@@ -51,6 +51,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("engine",),
     ("server.wire",),
     ("server.units",),
+    ("server.config_values",),
     ("server.config", "server.ring", "server.lifecycle"),
     ("server.lifecycle_worker",),
     ("server.glob", "server.acl", "server.keyfile", "server.logs"),

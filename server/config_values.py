@@ -1,0 +1,141 @@
+"""Values of settings that have a shape of their own: addresses, domains, key pairs.
+
+Must not know: which setting has which shape, where a value was given.
+Invariants: a parser takes what a file, a variable or a flag holds, and returns the typed value or raises ValueError
+with what would be valid; no secret appears in a repr or in an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cordwood.server.units import between, text
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """One access-key pair and the owner that it speaks for."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+    owner_id: str = ""
+    display_name: str = ""
+
+
+def make_credential(
+    access_key: str, secret_key: str, owner_id: str = "", display_name: str = ""
+) -> Credential:
+    """Fill in the owner: by default derived from the access key, 64 hex digits as S3's canonical ids are."""
+    derived = hashlib.sha256(b"cordwood-owner:" + access_key.encode()).hexdigest()
+    return Credential(access_key, secret_key, owner_id or derived, display_name or access_key)
+
+
+def workers_value(value: object) -> int:
+    """`auto` is one per CPU that this process may use, at most four: the store has one writer at a time."""
+    if value == "auto":
+        return max(1, min(4, len(os.sched_getaffinity(0))))
+    try:
+        return between(1, 256)(value)
+    except ValueError:
+        raise ValueError("expected auto or a whole number from 1 to 256") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen. `host` is a literal address or a name; port 0 asks the kernel for a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def address(value: object) -> Address:
+    text = value if isinstance(value, str) else ""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        colon = ""  # an IPv6 address needs its brackets, or the port cannot be told from it
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(
+            "expected HOST:PORT, for example 127.0.0.1:9000 or [::1]:9000 (port 0 picks a free one)"
+        )
+    return Address(host or "0.0.0.0", int(port))
+
+
+_DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]+)?\Z")
+
+
+def domains(value: object) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(each, str) for each in texts):
+        raise ValueError("expected a list of domain names")
+    names = [name.strip().lower().lstrip(".") for each in texts for name in each.split(",")]
+    domains = tuple(name for name in names if name)
+    for name in domains:
+        if not _DOMAIN.match(name):
+            raise ValueError(f"{name!r} is not a domain name")
+    return domains
+
+
+def credentials_value(value: object) -> tuple[Credential, ...]:
+    if not isinstance(value, list):
+        raise ValueError("expected tables: [[credentials]] with access_key and secret_key")
+    found: dict[str, Credential] = {}
+    for table in value:
+        if not isinstance(table, dict):
+            raise ValueError("expected tables: [[credentials]] with access_key and secret_key")
+        credential = _credential(table)
+        if credential.access_key in found:
+            raise ValueError(f"access_key {credential.access_key!r} is given twice")
+        found[credential.access_key] = credential
+    return tuple(found.values())
+
+
+def _credential(table: Mapping[str, object]) -> Credential:
+    parsers = {
+        "access_key": access_key,
+        "secret_key": key_text,
+        "owner_id": key_text,
+        "display_name": text,
+    }
+    values = {}
+    for key, given in table.items():
+        if key not in parsers:
+            raise ValueError(f"unknown key {key!r}{did_you_mean(key, list(parsers))}")
+        try:
+            values[key] = parsers[key](given)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+    for needed in ("access_key", "secret_key"):
+        if needed not in values:
+            raise ValueError(f"a [[credentials]] table lacks {needed}")
+    return make_credential(**values)
+
+
+def key_text(value: object) -> str:
+    key = text(value)
+    if not key or any(not "!" <= c <= "~" for c in key):
+        raise ValueError("expected printable ASCII without spaces")
+    return key
+
+
+def access_key(value: object) -> str:
+    key = key_text(value)
+    # A signature names its key as "KEY/date/region/s3/aws4_request,": these two would break that apart.
+    if "/" in key or "," in key:
+        raise ValueError("an access key holds no '/' and no ','")
+    return key
+
+
+def did_you_mean(word: str, valid: list[str]) -> str:
+    import difflib  # only wanted on the way to an error
+
+    near = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; valid are {', '.join(valid)}"
