@@ -27,6 +27,7 @@ from cordwood.engine.index import ObjectRow, RowFlag, Txn
 from cordwood.engine.model import version_clock, version_id_of
 from cordwood.engine.operations import (
     check_kept,
+    check_lockable,
     current_row,
     find_version,
     lock_of_row,
@@ -58,10 +59,12 @@ class SetAttrs:
     def decide(self, decision: Decision) -> int:
         """The clock of the change."""
         txn = decision.txn
-        root = require_bucket(txn, self.bucket).head.bucket
+        bucket = require_bucket(txn, self.bucket).head
+        root = bucket.bucket
         row = require_version(txn, root, self.bucket, self.key, self.version_id)
         if row.clock != self.clock or seen_clock(txn, row) != self.seen:
             raise Conflict("the object was changed meanwhile; try again")
+        check_lockable(self.attrs, bucket)
         now_ms = milliseconds(tick(decision.clock))
         if not locks.may_become(lock_of_row(txn, row), locks.lock_of(self.attrs), now_ms, bypass=self.bypass):
             raise Locked(self.bucket, self.key.decode(), version_id_of(row.clock, is_null=_is_null(row)))

@@ -295,6 +295,7 @@ class PutObject:
         check_chunks(txn, content)
         directories, name = namespace.split_key(self.key)
         about = self.description
+        attrs = _attrs_of_new(about, bucket, decision)
         head = ObjectHead(
             bucket=bucket.bucket,
             directory=make_directories(decision, bucket.bucket, directories),
@@ -310,7 +311,7 @@ class PutObject:
             checksums=dict(about.checksums),
             checksum_type=about.checksum_type,
             upload=self.upload,
-            attrs=_attrs_of_new(about, bucket, decision),
+            attrs=attrs,
         )
         if content.inline is not None:
             clock, _ = decision.write(head, content.inline)
@@ -319,8 +320,15 @@ class PutObject:
         return object_info(self.bucket, key, head, clock)
 
 
+def check_lockable(attrs: Mapping[str, Any], bucket: BucketHead) -> None:
+    """InvalidState for a lock in a bucket without object lock: there versions also go when others take their place."""
+    if locks.OBJECT_LOCK not in bucket.attrs and locks.lock_of(attrs) != locks.OPEN:
+        raise InvalidState(f"bucket {bucket.name!r} has no object lock: nothing in it can be locked")
+
+
 def _attrs_of_new(about: Description, bucket: BucketHead, decision: Decision) -> dict[str, Any]:
     if locks.OBJECT_LOCK not in bucket.attrs:
+        check_lockable(about.attrs, bucket)
         return dict(about.attrs)
     return locks.with_default(about.attrs, bucket.attrs, milliseconds(tick(decision.clock)))
 

@@ -26,6 +26,7 @@ from cordwood.engine.operations import (
     check_checksums,
     check_chunks,
     check_kept,
+    check_lockable,
     require_bucket,
     write_chunked,
 )
@@ -87,8 +88,9 @@ class CreateUpload:
 
     def decide(self, decision: Decision) -> UploadInfo:
         bucket = require_bucket(decision.txn, self.bucket).head
-        clock = decision.tick()
         about = self.description
+        check_lockable(about.attrs, bucket)
+        clock = decision.tick()
         head = UploadHead(
             bucket=bucket.bucket,
             upload=clock,

@@ -74,6 +74,7 @@ def test_changes_survive_reopening_rebuild_and_compaction(path: Path) -> None:
                 store.update_attrs("bark", f"d/{number}", {"turn": turn, "number": number})
             if number % 3 == 0:
                 store.delete("bark", f"d/{number}", version_id=info.version_id)
+        store.update_bucket("bark", attrs={"object_lock": {}})
         store.put("bark", "locked", b"1", attrs={"hold": True})
         dump = store.logical_dump()
     rebuild(path)
@@ -188,6 +189,20 @@ def test_object_lock_is_not_undone_and_needs_versions(store: Store) -> None:
     store.create_bucket("plain")
     with pytest.raises(errors.InvalidState):
         store.update_bucket("plain", attrs={"object_lock": {}})
+
+
+@pytest.mark.parametrize("attrs", [{"hold": True}, retention("GOVERNANCE")])
+def test_nothing_is_locked_in_a_bucket_without_object_lock(store: Store, attrs: dict[str, object]) -> None:
+    """There a version also goes because another takes its place: a lock could not keep its promise."""
+    store.create_bucket("bark")
+    with pytest.raises(errors.InvalidState):
+        store.put("bark", "k", b"1", attrs=attrs)
+    with pytest.raises(errors.InvalidState):
+        store.create_upload("bark", "k", attrs=attrs)
+    store.put("bark", "k", b"1")
+    with pytest.raises(errors.InvalidState):
+        store.update_attrs("bark", "k", attrs)
+    assert store.head("bark", "k").attrs == {} and not store.list_uploads("bark").uploads
 
 
 def test_a_clock_that_goes_backwards_brings_no_retention_back(

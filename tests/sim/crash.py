@@ -195,12 +195,13 @@ def shown(state: dict[str, Any]) -> str:
     words = {
         name: (
             versioning,
+            lock,
             {
-                key: [(v.etag[:6], len(v.data), "marker" if v.marker else "") for v in each]
+                key: [(v.etag[:6], len(v.data), "marker" if v.marker else "", v.attrs) for v in each]
                 for key, each in keys.items()
             },
             uploads,
         )
-        for name, (versioning, keys, uploads) in state.items()
+        for name, (versioning, lock, keys, uploads) in state.items()
     }
     return repr(words).replace(LONG, "<480 x>")[:1500]

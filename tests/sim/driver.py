@@ -11,32 +11,90 @@ Invariant: a failure prints the seed and the steps that lead to it.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.sim.crash import record, scratch_directory, verify
-from tests.sim.rules import RandomChoice, Step, World, draw, draw_maintenance
+from tests.sim.rules import RandomChoice, Step, World, draw, draw_bucket, draw_maintenance, observe
+from tests.sim.second import Pair
 
+# Settings that must not change an answer.
+WAYS: tuple[dict[str, Any], ...] = (
+    {},
+    {"volume_size": 1 << 30, "chunk_size": 1 << 20, "inline_max": 64 << 10},
+    {"chunk_size": 16384, "inline_max": 0},
+    {"inline_max": 4096, "dedup": False},
+    {"durability": "relaxed"},
+)
 READS = ("get", "list", "list_versions")
 
 
-def wander(path: Path, seed: int, steps: int, *, maintenance: float = 0.01, **options: Any) -> World:
-    """Takes random steps in a new world, and checks all of it at the end. The world is left open."""
+def wander(
+    path: Path,
+    seed: int,
+    steps: int,
+    *,
+    maintenance: float = 0.01,
+    elsewhere: float = 0.0,
+    **options: Any,
+) -> World:
+    """Takes random steps in a new world, and checks all of it at the end. The world is left open.
+
+    `maintenance` is the share of steps that are no client's, `elsewhere` the share of the others that a second process
+    does.
+    """
     rng = random.Random(seed)
     choice = RandomChoice(rng)
+    may_lock = rng.random() < 0.4  # what is locked for good never goes: most worlds would only grow
     world = World(path, **options)
+    pair = Pair(world)
     try:
         world.run(("create_bucket", "one", rng.choice(("", "Enabled"))))
         for _ in range(steps):
-            world.run(draw_maintenance(choice) if rng.random() < maintenance else draw(choice, world.model))
+            if rng.random() < maintenance:
+                pair.run(draw_maintenance(choice), elsewhere=False)
+                continue
+            step = draw(choice, world.model)
+            while locks(step) and not may_lock:
+                step = draw(choice, world.model)
+            pair.run(step, elsewhere=elsewhere > 0 and rng.random() < elsewhere)
         world.run(("check",))
-        world.run(("rebuild",))
+        pair.run(("rebuild",), elsewhere=False)
         world.run(("check",))
     except BaseException as error:
         error.add_note(f"seed {seed}, {len(world.steps)} steps, the last {world.steps[-3:]!r}")
         world.close()
         raise
+    finally:
+        pair.stop()
     return world
+
+
+def locks(step: Step) -> bool:
+    """Whether a step gives a bucket object lock."""
+    return (step[0] == "set_lock" and step[2] is not None) or (step[0] == "create_bucket" and len(step) > 3)
+
+
+def replay(
+    path: Path, steps: Sequence[Step], seed: int, *, maintenance: float, **options: Any
+) -> dict[str, Any]:
+    """Takes known steps in a new world, with maintenance at other times and half of them in a second process.
+
+    Returns what a client sees at the end.
+    """
+    rng = random.Random(seed)
+    world = World(path, **options)
+    pair = Pair(world)
+    try:
+        for step in steps:
+            pair.run(step, elsewhere=rng.random() < 0.5)
+            if rng.random() < maintenance:
+                pair.run(draw_maintenance(RandomChoice(rng), sizes=False), elsewhere=False)
+        return observe(world.store)
+    finally:
+        pair.stop()
+        world.close()
 
 
 def script(seed: int, steps: int) -> list[Step]:
@@ -45,7 +103,7 @@ def script(seed: int, steps: int) -> list[Step]:
         rng = random.Random(seed)
         choice = RandomChoice(rng)
         world = World(top / "store")
-        world.run(("create_bucket", "one", rng.choice(("", "Enabled"))))
+        world.run(("create_bucket", "one", *draw_bucket(choice)))
         while len(world.steps) < steps:
             step = draw_maintenance(choice) if rng.random() < 0.1 else draw(choice, world.model)
             if step[0] not in READS:

@@ -7,14 +7,19 @@ Invariant: an operation that raises has changed nothing.
 
 from __future__ import annotations
 
-import copy
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from cordwood.engine import Conditions, errors
 
 Pairs = list[tuple[str, str]]
+Attrs = tuple[tuple[str, Any], ...]  # sorted; a retention is (mode, until)
+
+# Ends of a retention. The default of a bucket ends at a time that the store chooses, DEFAULT stands for it.
+PAST, DEFAULT, FAR, FARTHER = 1_000, 3_000_000_000_000, 4_000_000_000_000, 4_000_000_001_000
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,19 @@ class Version:
     null: bool = True
     metadata: tuple[tuple[str, str], ...] = ()
     parts: tuple[int, ...] = ()
+    attrs: Attrs = ()
     id: str = field(default="null", compare=False)
+
+    @property
+    def retention(self) -> tuple[str, int]:
+        """(mode, until) of a retention that has not ended; ("", 0) without one."""
+        mode, until = dict(self.attrs).get("retention", ("", 0))
+        return (mode, until) if until > PAST else ("", 0)
+
+    def is_locked(self, *, bypass: bool) -> bool:
+        """Whether it may not be removed."""
+        mode = self.retention[0]
+        return ("hold", True) in self.attrs or mode == "COMPLIANCE" or (mode == "GOVERNANCE" and not bypass)
 
 
 @dataclass
@@ -35,17 +52,32 @@ class Upload:
     key: str
     parts: dict[int, bytes] = field(default_factory=dict)
     metadata: tuple[tuple[str, str], ...] = ()
+    attrs: Attrs = ()
 
 
 @dataclass
 class Bucket:
+    """`lock`: None without object lock, else the mode of the default retention, or "" for none."""
+
     versioning: str = ""
+    lock: str | None = None
     keys: dict[str, list[Version]] = field(default_factory=dict)  # newest first
     uploads: dict[str, Upload] = field(default_factory=dict)
 
 
+@lru_cache(maxsize=512)
 def etag_of(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def is_lock(attrs: Attrs) -> bool:
+    return any(name in ("retention", "hold") for name, _ in attrs)
+
+
+def merged(attrs: Attrs, changes: Mapping[str, Any]) -> Attrs:
+    """A change of attributes; a value of None removes a name."""
+    both = dict(attrs) | dict(changes)
+    return tuple(sorted((name, value) for name, value in both.items() if value is not None))
 
 
 class Model:
@@ -53,17 +85,23 @@ class Model:
         self.buckets: dict[str, Bucket] = {}
 
     def copy(self) -> Model:
-        return copy.deepcopy(self)
+        """Versions are never changed, only replaced, so that they may be shared."""
+        twin = Model()
+        for name, about in self.buckets.items():
+            keys = {key: list(versions) for key, versions in about.keys.items()}
+            uploads = {each: replace(up, parts=dict(up.parts)) for each, up in about.uploads.items()}
+            twin.buckets[name] = Bucket(about.versioning, about.lock, keys, uploads)
+        return twin
 
     def bucket(self, name: str) -> Bucket:
         if name not in self.buckets:
             raise errors.BucketNotFound(name)
         return self.buckets[name]
 
-    def create_bucket(self, name: str, versioning: str = "") -> None:
+    def create_bucket(self, name: str, versioning: str = "", lock: str | None = None) -> None:
         if name in self.buckets:
             raise errors.BucketExists(name)
-        self.buckets[name] = Bucket(versioning)
+        self.buckets[name] = Bucket(versioning, lock)
 
     def delete_bucket(self, name: str) -> None:
         if self.bucket(name).keys:
@@ -71,7 +109,18 @@ class Model:
         del self.buckets[name]
 
     def set_versioning(self, name: str, versioning: str) -> None:
-        self.bucket(name).versioning = versioning
+        about = self.bucket(name)
+        if about.lock is not None and versioning != "Enabled":
+            raise errors.InvalidState("object lock needs versions")
+        about.versioning = versioning
+
+    def set_lock(self, name: str, lock: str | None) -> None:
+        about = self.bucket(name)
+        if about.lock is not None and lock is None:
+            raise errors.InvalidState("object lock cannot be undone")
+        if lock is not None and about.versioning != "Enabled":
+            raise errors.InvalidState("object lock needs versions")
+        about.lock = lock
 
     # --- objects ----------------------------------------------------------------------------------------------
 
@@ -110,6 +159,8 @@ class Model:
     def _push(self, bucket: str, key: str, version: Version) -> None:
         about = self.bucket(bucket)
         version = replace(version, null=about.versioning != "Enabled")
+        if about.lock and not version.marker and "retention" not in dict(version.attrs):
+            version = replace(version, attrs=merged(version.attrs, {"retention": (about.lock, DEFAULT)}))
         versions = about.keys.setdefault(key, [])
         if version.null:
             versions[:] = [each for each in versions if not each.null]
@@ -117,10 +168,35 @@ class Model:
 
     def put(self, bucket: str, key: str, version: Version, conditions: Conditions | None = None) -> None:
         self.check(self.current(bucket, key), conditions, bucket, key)
+        self.check_lockable(bucket, version.attrs)
         self._push(bucket, key, version)
 
+    def check_lockable(self, bucket: str, attrs: Attrs) -> None:
+        if is_lock(attrs) and self.bucket(bucket).lock is None:
+            raise errors.InvalidState("without object lock nothing is locked")
+
+    def change_attrs(
+        self, bucket: str, key: str, version_id: str | None, changes: Mapping[str, Any], *, bypass: bool
+    ) -> Attrs:
+        found = self.find(bucket, key, version_id)
+        changed = replace(found, attrs=merged(found.attrs, changes))
+        self.check_lockable(bucket, changed.attrs)
+        (mode, until), (new_mode, new_until) = found.retention, changed.retention
+        shorter = mode and not (mode == new_mode and new_until >= until)
+        if shorter and (mode == "COMPLIANCE" or not bypass):
+            raise errors.Locked(bucket, key, found.id)
+        versions = self.bucket(bucket).keys[key]
+        versions[next(at for at, each in enumerate(versions) if each is found)] = changed
+        return changed.attrs
+
     def delete(
-        self, bucket: str, key: str, version_id: str | None = None, conditions: Conditions | None = None
+        self,
+        bucket: str,
+        key: str,
+        version_id: str | None = None,
+        conditions: Conditions | None = None,
+        *,
+        bypass: bool = False,
     ) -> tuple[bool, bool]:
         """(a delete marker was made or removed, something was there)"""
         about = self.bucket(bucket)
@@ -133,6 +209,8 @@ class Model:
                 self.check(found, conditions, bucket, key)
             if found is None:
                 return False, False
+            if found.is_locked(bypass=bypass):
+                raise errors.Locked(bucket, key, version_id)
             versions[:] = [each for each in versions if each is not found]
             if not versions:
                 del about.keys[key]
@@ -149,11 +227,14 @@ class Model:
         self, source: tuple[str, str, str | None], bucket: str, key: str, conditions: Conditions | None = None
     ) -> Version:
         found = self.find(*source)
-        self.put(bucket, key, found, conditions)
+        free = merged(found.attrs, {"retention": None, "hold": None})
+        self.put(bucket, key, replace(found, attrs=free), conditions)
         return found
 
     def rename(self, bucket: str, old: str, new: str) -> None:
         keys = self.bucket(bucket).keys
+        if self.bucket(bucket).lock is not None:
+            raise errors.InvalidState("what is locked keeps its name")
         moving = [key for key in keys if key.startswith(old)]
         if not moving:
             raise errors.KeyNotFound(bucket, old)
@@ -170,6 +251,11 @@ class Model:
         """What the store called the newest version of a key."""
         versions = self.bucket(bucket).keys[key]
         versions[0] = replace(versions[0], id=version_id)
+
+    def set_upload_id(self, bucket: str, upload_id: str) -> None:
+        """What the store called the newest upload."""
+        uploads = self.bucket(bucket).uploads
+        uploads[upload_id] = uploads.pop("new")
 
     # --- multipart --------------------------------------------------------------------------------------------
 
@@ -194,7 +280,8 @@ class Model:
         digests = b"".join(bytes.fromhex(etag_of(body)) for body in bodies)
         etag = f"{etag_of(digests)}-{len(parts)}"
         sizes = tuple(map(len, bodies))
-        self._push(bucket, key, Version(b"".join(bodies), etag, metadata=upload.metadata, parts=sizes))
+        version = Version(b"".join(bodies), etag, metadata=upload.metadata, parts=sizes, attrs=upload.attrs)
+        self._push(bucket, key, version)
         del self.bucket(bucket).uploads[upload_id]
 
     # --- listings ---------------------------------------------------------------------------------------------
@@ -230,11 +317,13 @@ class Model:
         return {
             name: (
                 bucket.versioning,
+                bucket.lock,
                 {key: tuple(versions) for key, versions in bucket.keys.items()},
                 sorted(
                     (
                         upload.key,
                         upload.metadata,
+                        upload.attrs,
                         tuple((number, etag_of(data)) for number, data in sorted(upload.parts.items())),
                     )
                     for upload in bucket.uploads.values()

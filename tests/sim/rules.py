@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -22,7 +23,19 @@ from cordwood.engine import CompactionPolicy, Conditions, CordwoodError, Store, 
 from cordwood.engine.compactor import Compactor
 from cordwood.engine.core import Core
 from cordwood.engine.fs import REAL, FileSystem
-from tests.sim.model import Bucket, Model, Upload, Version, etag_of
+from cordwood.engine.scrub import Scrubber
+from tests.sim.model import (
+    DEFAULT,
+    FAR,
+    FARTHER,
+    PAST,
+    Attrs,
+    Bucket,
+    Model,
+    Upload,
+    Version,
+    etag_of,
+)
 
 T = TypeVar("T")
 Step = tuple[Any, ...]
@@ -66,6 +79,31 @@ class RandomChoice:
         return self.rng.randint(low, high)
 
 
+def plain(attrs: Attrs) -> dict[str, Any]:
+    """Attributes as the store takes them."""
+    given = dict(attrs)
+    if given.get("retention"):
+        mode, until_ms = given["retention"]
+        given["retention"] = {"mode": mode, "until_ms": until_ms}
+    return given
+
+
+def frozen(attrs: Mapping[str, Any]) -> Attrs:
+    """Attributes as the model keeps them."""
+    found = dict(attrs)
+    if "retention" in found:
+        until_ms = found["retention"]["until_ms"]
+        known = until_ms in (PAST, FAR, FARTHER)
+        found["retention"] = (found["retention"]["mode"], until_ms if known else DEFAULT)
+    return tuple(sorted(found.items()))
+
+
+def lock_attrs(lock: str | None) -> Any:
+    """A bucket's object lock as the store takes it."""
+    return {"mode": lock, "days": 400} if lock else None if lock is None else {}
+
+
+@lru_cache(maxsize=256)
 def body(size: int, seed: int) -> bytes:
     """Bytes that share chunks with other bodies now and then: every other block is the same in all."""
     blocks = [
@@ -97,24 +135,28 @@ class World:
 
     # --- one step ---------------------------------------------------------------------------------------------
 
-    def run(self, step: Step) -> None:
-        """Does a step to both; AssertionError with all steps so far when they differ."""
+    def run(self, step: Step, do: Callable[[Step], Any] | None = None) -> None:
+        """Does a step to both; AssertionError when they differ. `do` does the store's half elsewhere."""
         self.steps.append(step)
         name, *arguments = step
-        wanted, given = self.outcomes(step)
+        wanted, given = self.outcomes(step, do)
         if given != wanted:
             said = f"step {len(self.steps)}: {name}{tuple(arguments)}: {given!r}, not {wanted!r}"
             raise AssertionError(said.replace(LONG, "<480 x>"))
 
-    def outcomes(self, step: Step) -> tuple[Any, Any]:
+    def outcomes(self, step: Step, do: Callable[[Step], Any] | None = None) -> tuple[Any, Any]:
         """What the model and the store answer. The model is changed only if the store was."""
         name, *arguments = step
         before = self.model.copy() if name in ("batch", "delete_many") else None
         method: Callable[..., Any] = getattr(self, "do_" + name)
+        halves = (
+            lambda: method(0, *arguments),
+            lambda: method(1, *arguments) if do is None else do(step),
+        )
         answers: list[Any] = []
-        for part in (0, 1):
+        for half in halves:
             try:
-                answers.append(method(part, *arguments))
+                answers.append(half())
             except CordwoodError as error:
                 answers.append(type(error))
         if before is not None and isinstance(answers[0], type):
@@ -123,11 +165,12 @@ class World:
 
     # Each `do_` method is called with 0 for the model, then with 1 for the store.
 
-    def do_create_bucket(self, real: int, name: str, versioning: str) -> None:
+    def do_create_bucket(self, real: int, name: str, versioning: str, lock: str | None = None) -> None:
         if real:
-            self.store.create_bucket(name, versioning=versioning)
+            attrs = {} if lock is None else {"object_lock": lock_attrs(lock)}
+            self.store.create_bucket(name, versioning=versioning, attrs=attrs)
         else:
-            self.model.create_bucket(name, versioning)
+            self.model.create_bucket(name, versioning, lock)
 
     def do_delete_bucket(self, real: int, name: str) -> None:
         (self.store if real else self.model).delete_bucket(name)
@@ -138,28 +181,60 @@ class World:
         else:
             self.model.set_versioning(name, versioning)
 
+    def do_set_lock(self, real: int, name: str, lock: str | None) -> None:
+        if real:
+            self.store.update_bucket(name, attrs={"object_lock": lock_attrs(lock)})
+        else:
+            self.model.set_lock(name, lock)
+
     def do_put(
-        self, real: int, bucket: str, key: str, size: int, seed: int, conditions: Conditions | None = None
+        self,
+        real: int,
+        bucket: str,
+        key: str,
+        size: int,
+        seed: int,
+        conditions: Conditions | None = None,
+        attrs: Attrs = (),
     ) -> Any:
         data = body(size, seed)
         metadata = {"seed": str(seed)}
         if not real:
-            self.model.put(
-                bucket, key, Version(data, etag_of(data), metadata=tuple(metadata.items())), conditions
-            )
+            version = Version(data, etag_of(data), metadata=tuple(metadata.items()), attrs=attrs)
+            self.model.put(bucket, key, version, conditions)
             return etag_of(data), size
-        info = self.store.put(bucket, key, data, metadata=metadata, conditions=conditions)
+        info = self.store.put(bucket, key, data, metadata=metadata, conditions=conditions, attrs=plain(attrs))
         self.model.set_id(bucket, key, info.version_id)
         return info.etag, info.size
 
+    def do_attrs(
+        self, real: int, bucket: str, key: str, number: int | None, changes: Attrs, bypass: bool
+    ) -> Any:
+        """Changes attributes: tags, a legal hold, a retention. `number` as in a delete."""
+        if not real:
+            self._version = self._id_of(bucket, key, number)
+            return self.model.change_attrs(bucket, key, self._version, dict(changes), bypass=bypass)
+        info = self.store.update_attrs(
+            bucket, key, plain(changes), version_id=self._version, bypass_governance=bypass
+        )
+        return frozen(info.attrs)
+
     def do_delete(
-        self, real: int, bucket: str, key: str, number: int | None, conditions: Conditions | None = None
+        self,
+        real: int,
+        bucket: str,
+        key: str,
+        number: int | None,
+        conditions: Conditions | None = None,
+        bypass: bool = False,
     ) -> Any:
         """`number` chooses a version by age, counted from the newest."""
         if not real:
             self._version = self._id_of(bucket, key, number)
-            return self.model.delete(bucket, key, self._version, conditions)
-        done = self.store.delete(bucket, key, version_id=self._version, conditions=conditions)
+            return self.model.delete(bucket, key, self._version, conditions, bypass=bypass)
+        done = self.store.delete(
+            bucket, key, version_id=self._version, conditions=conditions, bypass_governance=bypass
+        )
         if number is None and done.is_delete_marker:
             assert done.version_id is not None
             self.model.set_id(bucket, key, done.version_id)
@@ -254,14 +329,16 @@ class World:
 
     # --- multipart --------------------------------------------------------------------------------------------
 
-    def do_create_upload(self, real: int, bucket: str, key: str, seed: int) -> None:
+    def do_create_upload(self, real: int, bucket: str, key: str, seed: int, attrs: Attrs = ()) -> None:
         metadata = {"seed": str(seed)}
         if not real:
-            self.model.bucket(bucket).uploads["new"] = Upload(key, metadata=tuple(metadata.items()))
+            self.model.bucket(bucket)
+            self.model.check_lockable(bucket, attrs)
+            upload = Upload(key, metadata=tuple(metadata.items()), attrs=attrs)
+            self.model.bucket(bucket).uploads["new"] = upload
             return
-        info = self.store.create_upload(bucket, key, metadata=metadata)
-        uploads = self.model.bucket(bucket).uploads
-        uploads[info.upload_id] = uploads.pop("new")
+        info = self.store.create_upload(bucket, key, metadata=metadata, attrs=plain(attrs))
+        self.model.set_upload_id(bucket, info.upload_id)
 
     def _upload(self, bucket: str, number: int) -> tuple[str, str]:
         """(key, upload id) of one of the open uploads, or of none."""
@@ -349,9 +426,10 @@ class World:
                 if first >= len(data) or (last is not None and last < first):
                     raise errors.InvalidRange(len(data))
                 data = data[first : None if last is None else last + 1]
-            return data, found.etag, found.id, dict(found.metadata)
+            return data, found.etag, found.id, dict(found.metadata), found.attrs
         with self.store.get(bucket, key, version_id=self._version, range=range) as reader:
-            return reader.read(), reader.info.etag, reader.info.version_id, dict(reader.info.metadata)
+            info = reader.info
+            return reader.read(), info.etag, info.version_id, dict(info.metadata), frozen(info.attrs)
 
     def do_list(self, real: int, bucket: str, prefix: str, delimiter: str, page: int) -> Any:
         if not real:
@@ -430,6 +508,11 @@ class World:
         report = Compactor(core, self._policy()).run()
         assert not report.lost and not report.quarantined
 
+    def do_scrub(self, real: int) -> None:
+        """Everything that was written reads as it was written."""
+        if real:
+            assert not Scrubber(self.store._core).run_cycle().bad
+
     def do_check(self, real: int) -> Any:
         return observe(self.store) if real else self.model.observe()
 
@@ -472,18 +555,30 @@ def observe(store: Store) -> dict[str, Any]:
                     assert info.parts_count or info.etag == etag_of(data)
                     parts = tuple(part.size for part in reader.part_sizes())
                 version = Version(
-                    data, info.etag, null=null, metadata=tuple(info.metadata.items()), parts=parts
+                    data,
+                    info.etag,
+                    null=null,
+                    metadata=tuple(info.metadata.items()),
+                    parts=parts,
+                    attrs=frozen(info.attrs),
                 )
             keys.setdefault(entry.key, []).append(version)
         assert {entry.key for entry in store.list(name, max_keys=1 << 20).objects} == latest
         for key in latest:
-            assert store.head(name, key).etag == keys[key][0].etag
+            head = store.head(name, key)
+            assert (head.etag, frozen(head.attrs)) == (keys[key][0].etag, keys[key][0].attrs)
         uploads = []
         for upload in store.list_uploads(name).uploads:
             numbers = store.list_parts(name, upload.key, upload.upload_id).parts
             found = tuple((part.number, part.etag) for part in numbers)
-            uploads.append((upload.key, tuple(upload.metadata.items()), found))
-        seen[name] = (bucket.versioning, {key: tuple(each) for key, each in keys.items()}, sorted(uploads))
+            uploads.append((upload.key, tuple(upload.metadata.items()), frozen(upload.attrs), found))
+        lock = bucket.attrs.get("object_lock")
+        seen[name] = (
+            bucket.versioning,
+            None if lock is None else lock.get("mode", ""),
+            {key: tuple(each) for key, each in keys.items()},
+            sorted(uploads),
+        )
     return seen
 
 
@@ -514,17 +609,72 @@ def _version(choice: Choice) -> int | None:
     return choice.pick((None, None, None, 0, 1, 2))
 
 
+def draw_attrs(choice: Choice) -> Attrs:
+    """What a new object has: mostly nothing."""
+    if choice.number(0, 5):
+        return ()
+    return choice.pick(NEW_ATTRS)
+
+
+def draw_bucket(choice: Choice) -> tuple[str, ...]:
+    """Versioning, and perhaps object lock, of a new bucket."""
+    return choice.pick((("",), ("",), ("Enabled",), ("Enabled", ""), ("Enabled", "GOVERNANCE")))
+
+
+RETENTIONS = (
+    ("GOVERNANCE", PAST),
+    ("GOVERNANCE", FAR),
+    ("GOVERNANCE", FARTHER),
+    ("COMPLIANCE", PAST),
+    ("COMPLIANCE", FAR),
+)
+NEW_ATTRS: tuple[Attrs, ...] = (
+    (("tags", "a=1"),),
+    (("tags", "a=1&b=2"),),
+    (("hold", True),),
+    (("retention", ("GOVERNANCE", FAR)),),
+    (("retention", ("GOVERNANCE", PAST)),),
+    (("retention", ("COMPLIANCE", FAR)), ("tags", "x")),
+)
+CHANGES: tuple[Attrs, ...] = (
+    (("tags", "n=1"),),
+    (("tags", "n=2"),),
+    (("tags", None),),
+    (("tags", "t"), ("acl", "private")),
+    (("hold", True),),
+    (("hold", None),),
+    (("hold", None),),
+    (("retention", None),),
+    *((("retention", each),) for each in RETENTIONS),
+)
+
+
 DRAWS: dict[str, tuple[int, Callable[[Choice, Model, str, str], Step]]] = {
-    "create_bucket": (1, lambda c, m, b, k: (b, c.pick(("", "", "Enabled")))),
+    "create_bucket": (1, lambda c, m, b, k: (b, *draw_bucket(c))),
     "delete_bucket": (1, lambda c, m, b, k: (b,)),
     "set_versioning": (1, lambda c, m, b, k: (b, c.pick(("Enabled", "Suspended")))),
+    "set_lock": (1, lambda c, m, b, k: (b, c.pick((None, "", "GOVERNANCE")))),
     "put": (
         14,
-        lambda c, m, b, k: (b, k, c.pick(SIZES), c.number(0, 3), draw_conditions(c, m, b, k)),
+        lambda c, m, b, k: (
+            b,
+            k,
+            c.pick(SIZES),
+            c.number(0, 3),
+            draw_conditions(c, m, b, k),
+            draw_attrs(c),
+        ),
     ),
+    "attrs": (4, lambda c, m, b, k: (b, k, _version(c), c.pick(CHANGES), c.pick((False, False, True)))),
     "delete": (
         7,
-        lambda c, m, b, k: (b, k, _version(c), None if c.number(0, 4) else draw_conditions(c, m, b, k)),
+        lambda c, m, b, k: (
+            b,
+            k,
+            _version(c),
+            None if c.number(0, 4) else draw_conditions(c, m, b, k),
+            c.pick((False, True)),
+        ),
     ),
     "delete_many": (1, lambda c, m, b, k: (b, tuple(c.pick(KEYS) for _ in range(c.number(1, 4))))),
     "batch": (
@@ -536,7 +686,7 @@ DRAWS: dict[str, tuple[int, Callable[[Choice, Model, str, str], Step]]] = {
         lambda c, m, b, k: ((c.pick(BUCKETS), c.pick(KEYS), _version(c)), b, k, draw_conditions(c, m, b, k)),
     ),
     "rename": (3, lambda c, m, b, k: (b, c.pick(FOLDERS), c.pick(FOLDERS))),
-    "create_upload": (2, lambda c, m, b, k: (b, k, c.number(0, 3))),
+    "create_upload": (2, lambda c, m, b, k: (b, k, c.number(0, 3), draw_attrs(c))),
     "put_part": (4, lambda c, m, b, k: (b, c.number(0, 2), c.number(1, 3), c.pick(SIZES), c.number(0, 3))),
     "copy_part": (
         2,
@@ -569,6 +719,7 @@ MAINTENANCE: dict[str, Callable[[Choice], Step]] = {
     "rebuild": lambda c: (),
     "compact": lambda c: (),
     "compact_alone": lambda c: (),
+    "scrub": lambda c: (),
 }
 _WEIGHTED = [name for name, (weight, _) in DRAWS.items() for _ in range(weight)]
 
@@ -588,6 +739,7 @@ def draw(choice: Choice, model: Model, name: str | None = None) -> Step:
     return (name, *DRAWS[name][1](choice, model, bucket, key))
 
 
-def draw_maintenance(choice: Choice) -> Step:
+def draw_maintenance(choice: Choice, *, sizes: bool = True) -> Step:
+    """`sizes`: opening again may change them."""
     name = choice.pick(tuple(MAINTENANCE))
-    return (name, *MAINTENANCE[name](choice))
+    return (name, *MAINTENANCE[name](choice)) if sizes or name != "reopen" else (name,)

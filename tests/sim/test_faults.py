@@ -22,7 +22,7 @@ from cordwood.engine.volume import volume_id_of
 from tests.engine.support import flip, records_of
 from tests.sim.crash import recover, scratch_directory
 from tests.sim.faulty_fs import FaultyFileSystem, watching_index
-from tests.sim.model import Model
+from tests.sim.model import FARTHER, Model
 from tests.sim.rules import OPTIONS, Step, World, observe
 
 STORY: tuple[Step, ...] = (
@@ -34,11 +34,17 @@ STORY: tuple[Step, ...] = (
     ("put_part", "one", 0, 2, 257, 3),
     ("complete", "one", 0, 9),
     ("rename", "one", "a/", "b/c/"),
+    ("attrs", "one", "b/c/b", None, (("tags", "n=1"),), False),
+    ("attrs", "one", "b/c/b", 1, (("tags", "n=2"), ("acl", "private")), False),
     ("batch", "one", (("x", 5000, 4, None), ("x", 5000, 5, None), ("b/c/b",))),
     ("put", "one", "big", 150_000, 6),
     ("copy", ("one", "big", None), "one", "copy", None),
     ("delete", "one", "x", 1),
     ("delete_many", "one", ("big", "copy", "none")),
+    ("set_lock", "one", "GOVERNANCE"),
+    ("put", "one", "held", 5000, 7, None, (("hold", True),)),
+    ("attrs", "one", "held", None, (("hold", None), ("retention", ("GOVERNANCE", FARTHER))), True),
+    ("delete", "one", "held", 0, None, True),
 )
 FULL = errno.ENOSPC
 
