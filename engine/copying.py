@@ -8,8 +8,10 @@ Invariant: no byte of a chunk is moved when the whole chunk is wanted; the commi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from cordwood.engine import locks
 from cordwood.engine.clock import milliseconds
 from cordwood.engine.core import Core, Moved
 from cordwood.engine.errors import Conflict, EntityTooSmall, InvalidPart, InvalidPartOrder
@@ -20,6 +22,14 @@ from cordwood.engine.operations import Content, Description, PutObject
 from cordwood.engine.reader import ObjectReader
 from cordwood.engine.uploads import CompleteUpload
 from cordwood.engine.writer import PartWriter
+
+# What belongs to a version where it is: a lock, and the memory of a rename.
+RENAMED = "renamed"
+
+
+def of_a_copy(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes that a copy takes along."""
+    return {name: value for name, value in locks.unlocked(attrs).items() if name != RENAMED}
 
 
 def part_info(number: int, row: PartRow) -> PartInfo:

@@ -141,6 +141,16 @@ class PreconditionFailed(CordwoodError):
         self.key = key
 
 
+class TokenReused(CordwoodError):
+    """A token that names one call was given with another one."""
+
+    def __init__(self, token: str, bucket: str, key: str) -> None:
+        super().__init__(f"token {token!r} was used for another rename to key {key!r} in bucket {bucket!r}")
+        self.token = token
+        self.bucket = bucket
+        self.key = key
+
+
 class NotModified(CordwoodError):
     """A conditional read found what the caller already has; `info` is its metadata."""
 
@@ -187,6 +197,29 @@ class InvalidPart(InvalidArgument):
 
 class InvalidPartOrder(InvalidArgument):
     """The part list is not in strictly ascending order of part numbers."""
+
+
+class InvalidWriteOffset(InvalidArgument):
+    """An append that would leave a hole or overwrite something; `size` is what the object has."""
+
+    def __init__(self, bucket: str, key: str, offset: int, size: int) -> None:
+        super().__init__(f"offset {offset} is not the size, {size}, of key {key!r} in bucket {bucket!r}")
+        self.bucket = bucket
+        self.key = key
+        self.offset = offset
+        self.size = size
+
+
+class TooManyParts(InvalidArgument):
+    """An append to an object that consists of as many parts as it may; a copy of it made by a put can go on."""
+
+    def __init__(self, bucket: str, key: str, limit: int) -> None:
+        super().__init__(
+            f"key {key!r} in bucket {bucket!r} has {limit} parts already; write it anew to go on"
+        )
+        self.bucket = bucket
+        self.key = key
+        self.limit = limit
 
 
 class EntityTooSmall(InvalidArgument):

@@ -12,21 +12,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cordwood.engine import copying, listing, locks, lookup, opening
+from cordwood.engine import copying, listing, lookup, opening
 from cordwood.engine.attributes import SetAttrs
 from cordwood.engine.batch import Batch
 from cordwood.engine.commit import Committer, Operation, Pending
 from cordwood.engine.core import MOVED_RETRIES, Core, Moved
 from cordwood.engine.dump import logical_dump
+from cordwood.engine.edits import Edits, retrying
 from cordwood.engine.errors import (
     Closed,
-    Conflict,
     CordwoodError,
     Corrupt,
     InvalidArgument,
@@ -72,12 +72,11 @@ from cordwood.engine.writer import Data, ObjectWriter, PartWriter, describe, fil
 
 PART_NUMBER_MAX = 10_000
 MIN_PART_SIZE = 5 << 20
-_CONFLICT_RETRIES = 5
 
 T = TypeVar("T")
 
 
-class Store:
+class Store(Edits):
     """An open store; use `Store.open`, as a context manager where that fits. Safe to use from many threads."""
 
     def __init__(self, path: Path, core: Core, session: opening.Session) -> None:
@@ -291,7 +290,7 @@ class Store:
             )
             return replace(found.info, attrs=kept)
 
-        return _retrying(attempt)
+        return retrying(attempt)
 
     def start_commits(self) -> None:
         """Lets what was handed over with `wake=False` be committed, together."""
@@ -344,11 +343,11 @@ class Store:
                     info.checksums if checksums is None else checksums,
                     info.checksum_type if checksum_type is None else checksum_type,
                     storage_class or info.storage_class,
-                    locks.unlocked(info.attrs) if attrs is None else attrs,
+                    copying.of_a_copy(info.attrs) if attrs is None else attrs,
                 )
                 return self._execute(copying.copy_operation(reader, dst_bucket, raw, about, conditions))
 
-        return _retrying(attempt)
+        return retrying(attempt)
 
     def rename(self, bucket: str, old_prefix: str, new_prefix: str) -> None:
         """Moves everything below a prefix, in one record whatever its size. Both prefixes end in "/".
@@ -520,7 +519,7 @@ class Store:
                 md5 = copying.copy_bytes(reader, writer)
                 return writer.commit(checksums=checksums, md5=md5)
 
-        return _retrying(attempt)
+        return retrying(attempt)
 
     def list_parts(
         self, bucket: str, key: str, upload_id: str, *, after: int = 0, max_parts: int = 1000
@@ -600,7 +599,7 @@ class Store:
             return self._execute(operation)
 
         try:
-            return _retrying(attempt)
+            return retrying(attempt)
         except UploadNotFound:  # or another call has completed it, earlier or this very moment
             return self._completed_before(bucket, key, upload_id)
 
@@ -653,16 +652,6 @@ class Store:
         if not info.upload or f"{info.upload:016x}" != upload_id[:16]:
             raise UploadNotFound(bucket, key, upload_id)
         return info
-
-
-def _retrying(attempt: Callable[[], T]) -> T:
-    """Runs something that may lose a race against compaction or another part upload, a few times."""
-    for _ in range(_CONFLICT_RETRIES):
-        try:
-            return attempt()
-        except Conflict:
-            continue
-    return attempt()
 
 
 def _check_part_number(part_number: int) -> None:

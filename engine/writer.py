@@ -116,6 +116,10 @@ class ContentWriter:
             repaired=frozenset(self._repaired),
         )
 
+    def take(self) -> Content:
+        """What was written, for whoever builds a change around it; the writer takes no more bytes. `flush` before."""
+        return self._content(None)
+
     def _put_chunk(self, payload: memoryview) -> None:
         try:
             self._store_chunk(payload)

@@ -74,6 +74,11 @@ def is_lock(attrs: Attrs) -> bool:
     return any(name in ("retention", "hold") for name, _ in attrs)
 
 
+def free(attrs: Attrs) -> Attrs:
+    """The attributes that go along with a copy."""
+    return merged(attrs, {"retention": None, "hold": None})
+
+
 def merged(attrs: Attrs, changes: Mapping[str, Any]) -> Attrs:
     """A change of attributes; a value of None removes a name."""
     both = dict(attrs) | dict(changes)
@@ -227,8 +232,7 @@ class Model:
         self, source: tuple[str, str, str | None], bucket: str, key: str, conditions: Conditions | None = None
     ) -> Version:
         found = self.find(*source)
-        free = merged(found.attrs, {"retention": None, "hold": None})
-        self.put(bucket, key, replace(found, attrs=free), conditions)
+        self.put(bucket, key, replace(found, attrs=free(found.attrs)), conditions)
         return found
 
     def rename(self, bucket: str, old: str, new: str) -> None:
@@ -246,6 +250,52 @@ class Model:
             raise errors.DestinationExists(new)
         for key in moving:
             keys[new + key[len(old) :]] = keys.pop(key)
+
+    def rename_object(
+        self, bucket: str, old: str, new: str, source: Conditions | None, target: Conditions | None
+    ) -> Version:
+        self.bucket(bucket)
+        if old == new:
+            raise errors.InvalidArgument("to itself")
+        found = self.find(bucket, old)
+        there = self.current(bucket, new)
+        for version, conditions, key in ((found, source, old), (there, target, new)):
+            try:
+                self.check(version, conditions, bucket, key)
+            except errors.KeyNotFound:
+                raise errors.PreconditionFailed("If-Match", bucket, key) from None
+        self._push(bucket, new, replace(found, attrs=free(found.attrs)))
+        self.delete(bucket, old)
+        return found
+
+    def append(
+        self, bucket: str, key: str, offset: int, more: Version, conditions: Conditions | None
+    ) -> Version:
+        """`more`: what is added, with the metadata that it would have alone."""
+        there = self.current(bucket, key)
+        before = None if there is None or there.marker else there
+        self.check(before, conditions, bucket, key)
+        if offset != (len(before.data) if before is not None else 0):
+            raise errors.InvalidWriteOffset(bucket, key, offset, 0)
+        if before is None or not before.data:
+            if before is not None:
+                more = replace(more, metadata=before.metadata, attrs=free(before.attrs))
+            self._push(bucket, key, more)
+        else:
+            data = before.data + more.data
+            sizes = (*(before.parts or (len(before.data),)), len(more.data))
+            at = 0
+            digests = b""
+            for size in sizes:
+                digests += bytes.fromhex(etag_of(data[at : at + size]))
+                at += size
+            etag = f"{etag_of(digests)}-{len(sizes)}"
+            self._push(
+                bucket, key, Version(data, etag, False, True, before.metadata, sizes, free(before.attrs))
+            )
+        now = self.current(bucket, key)
+        assert now is not None
+        return now
 
     def set_id(self, bucket: str, key: str, version_id: str) -> None:
         """What the store called the newest version of a key."""

@@ -327,6 +327,39 @@ class World:
     def do_rename(self, real: int, bucket: str, old: str, new: str) -> None:
         (self.store if real else self.model).rename(bucket, old, new)
 
+    def do_rename_object(
+        self,
+        real: int,
+        bucket: str,
+        old: str,
+        new: str,
+        source: Conditions | None,
+        target: Conditions | None,
+    ) -> Any:
+        if not real:
+            return self.model.rename_object(bucket, old, new, source, target).etag
+        info = self.store.rename_object(bucket, old, new, source_conditions=source, conditions=target)
+        self._learn_ids(bucket, (old, new))
+        return info.etag
+
+    def do_append(
+        self,
+        real: int,
+        bucket: str,
+        key: str,
+        offset: int,
+        size: int,
+        seed: int,
+        conditions: Conditions | None,
+    ) -> Any:
+        data = body(size, seed)
+        if not real:
+            now = self.model.append(bucket, key, offset, Version(data, etag_of(data)), conditions)
+            return now.etag, len(now.data)
+        info = self.store.append(bucket, key, data, offset=offset, conditions=conditions)
+        self.model.set_id(bucket, key, info.version_id)
+        return info.etag, info.size
+
     # --- multipart --------------------------------------------------------------------------------------------
 
     def do_create_upload(self, real: int, bucket: str, key: str, seed: int, attrs: Attrs = ()) -> None:
@@ -649,6 +682,11 @@ CHANGES: tuple[Attrs, ...] = (
 )
 
 
+def _size_of(model: Model, bucket: str, key: str) -> int:
+    versions = model.buckets[bucket].keys.get(key) if bucket in model.buckets else None
+    return len(versions[0].data) if versions else 0
+
+
 DRAWS: dict[str, tuple[int, Callable[[Choice, Model, str, str], Step]]] = {
     "create_bucket": (1, lambda c, m, b, k: (b, *draw_bucket(c))),
     "delete_bucket": (1, lambda c, m, b, k: (b,)),
@@ -686,6 +724,27 @@ DRAWS: dict[str, tuple[int, Callable[[Choice, Model, str, str], Step]]] = {
         lambda c, m, b, k: ((c.pick(BUCKETS), c.pick(KEYS), _version(c)), b, k, draw_conditions(c, m, b, k)),
     ),
     "rename": (3, lambda c, m, b, k: (b, c.pick(FOLDERS), c.pick(FOLDERS))),
+    "rename_object": (
+        3,
+        lambda c, m, b, k: (
+            b,
+            c.pick(KEYS),
+            k,
+            None,
+            None if c.number(0, 2) else draw_conditions(c, m, b, k),
+        ),
+    ),
+    "append": (
+        4,
+        lambda c, m, b, k: (
+            b,
+            k,
+            _size_of(m, b, k) + c.pick((0, 0, 0, 0, 1)),
+            c.pick(SIZES),
+            c.number(0, 3),
+            None if c.number(0, 3) else draw_conditions(c, m, b, k),
+        ),
+    ),
     "create_upload": (2, lambda c, m, b, k: (b, k, c.number(0, 3), draw_attrs(c))),
     "put_part": (4, lambda c, m, b, k: (b, c.number(0, 2), c.number(1, 3), c.pick(SIZES), c.number(0, 3))),
     "copy_part": (
