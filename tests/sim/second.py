@@ -103,6 +103,8 @@ class Pair:
         if step[0] in ("batch", "delete_many") and not isinstance(answer, type):
             keys = step[2]
             world._learn_ids(step[1], [key if isinstance(key, str) else key[0] for key in keys])
+        if step[0] == "rename_object" and not isinstance(answer, type):
+            world._learn_ids(step[1], step[2:4])
         return answer
 
     def _start(self) -> None:
