@@ -19,6 +19,7 @@ if __name__ != "cordwood.engine":
 from cordwood.engine import errors
 from cordwood.engine.batch import Batch
 from cordwood.engine.check import CheckReport, check_store
+from cordwood.engine.cipher import Cipher
 from cordwood.engine.commit import Pending
 from cordwood.engine.compactor import CompactionPolicy, CompactionReport
 from cordwood.engine.errors import CordwoodError
@@ -49,6 +50,7 @@ __all__ = [
     "Batch",
     "BucketInfo",
     "CheckReport",
+    "Cipher",
     "CompactionPolicy",
     "CompactionReport",
     "Conditions",

@@ -21,7 +21,13 @@ from cordwood.engine import lookup
 from cordwood.engine.commit import Decision
 from cordwood.engine.copying import of_a_copy
 from cordwood.engine.core import Core
-from cordwood.engine.errors import Conflict, InvalidWriteOffset, KeyNotFound, TooManyParts
+from cordwood.engine.errors import (
+    Conflict,
+    InvalidState,
+    InvalidWriteOffset,
+    KeyNotFound,
+    TooManyParts,
+)
 from cordwood.engine.format import ChunkRef, Layout, Manifest, PartInManifest
 from cordwood.engine.model import Conditions, ObjectInfo
 from cordwood.engine.moving import Standing, live_row
@@ -81,7 +87,8 @@ class AppendWriter(ContentWriter):
         """Adds the bytes at `offset`, which must be the object's size, or 0 where there is none; durable on return.
 
         `checksums` are of the bytes that were written. `whole` combines them with what was there; without it the
-        longer object has no checksum. InvalidWriteOffset, TooManyParts, PreconditionFailed, KeyNotFound, Conflict.
+        longer object has no checksum. InvalidWriteOffset, TooManyParts, PreconditionFailed, KeyNotFound, Conflict;
+        InvalidState for an object that is encrypted.
         """
         self.flush()
         added = self.take()
@@ -112,6 +119,8 @@ class AppendWriter(ContentWriter):
             )
         except KeyNotFound:
             found = None
+        if found is not None and found.info.is_encrypted:
+            raise InvalidState(f"key {found.info.key!r} is encrypted, so nothing can be appended to it")
         if found is None or not found.info.size:
             about = _described(found.info if found is not None else None, self._description)
             if checksums:

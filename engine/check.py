@@ -563,11 +563,13 @@ class _VolumeCheck:
         )
         if chunked:
             assert isinstance(head, PartHead | ObjectHead)
-            size = Manifest(body, where).size
+            size = Manifest(body, where, head.overhead).size
             if size != head.size:
                 raise Corrupt(f"{where}: its chunks are {size} bytes, its head says {head.size}")
-        elif isinstance(head, ObjectHead) and len(body) != head.size:
-            raise Corrupt(f"{where}: its body is {len(body)} bytes, its head says {head.size}")
+        elif isinstance(head, ObjectHead) and len(body) != head.size + head.overhead:
+            raise Corrupt(
+                f"{where}: its body is {len(body)} bytes, its head says {head.size} and {head.overhead} of a cipher"
+            )
 
     def finish(self, row: VolumeRow) -> None:
         """Compares the volume's row with what its records came to."""

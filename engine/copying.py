@@ -8,16 +8,16 @@ Invariant: no byte of a chunk is moved when the whole chunk is wanted; the commi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cordwood.engine import locks
 from cordwood.engine.clock import milliseconds
 from cordwood.engine.core import Core, Moved
-from cordwood.engine.errors import Conflict, EntityTooSmall, InvalidPart, InvalidPartOrder
-from cordwood.engine.format import ChunkRef, Manifest, PartInManifest
+from cordwood.engine.errors import Conflict, EntityTooSmall, InvalidPart, InvalidPartOrder, InvalidState
+from cordwood.engine.format import ChunkRef, Manifest, PartHead, PartInManifest, decode_head
 from cordwood.engine.index import PartRow, Txn
-from cordwood.engine.model import Conditions, PartInfo
+from cordwood.engine.model import Conditions, ObjectInfo, PartInfo
 from cordwood.engine.operations import Content, Description, PutObject
 from cordwood.engine.reader import ObjectReader
 from cordwood.engine.uploads import CompleteUpload
@@ -32,6 +32,16 @@ def of_a_copy(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in locks.unlocked(attrs).items() if name != RENAMED}
 
 
+Attrs = Mapping[str, Any] | Callable[[ObjectInfo], Mapping[str, Any]]
+"""What a copy is to have, or how that is made from what is copied."""
+
+
+def attrs_of(info: ObjectInfo, given: Attrs | None) -> Mapping[str, Any]:
+    if given is None:
+        return of_a_copy(info.attrs)
+    return given(info) if callable(given) else given
+
+
 def part_info(number: int, row: PartRow) -> PartInfo:
     return PartInfo(number, row.size, row.md5.hex(), milliseconds(row.clock), row.checksums)
 
@@ -39,16 +49,19 @@ def part_info(number: int, row: PartRow) -> PartInfo:
 def copy_operation(
     reader: ObjectReader, bucket: str, key: bytes, about: Description, conditions: Conditions | None
 ) -> PutObject:
-    """A put that shares the source's chunks, or repeats its few bytes when it is small."""
+    """A put that shares the source's chunks, or repeats its few bytes when it is small. What is encrypted stays so, for
+    the cipher that wrote it."""
     info = reader.info
     md5 = bytes.fromhex(info.etag.partition("-")[0])
-    if reader.inline is not None:
-        return PutObject(bucket, key, Content(info.size, md5, inline=reader.inline), about, conditions)
+    overhead = info.overhead
+    if reader.stored_inline is not None:
+        content = Content(info.size, md5, inline=reader.stored_inline, overhead=overhead)
+        return PutObject(bucket, key, content, about, conditions)
     manifest = reader.manifest
     return PutObject(
         bucket,
         key,
-        Content(info.size, md5, chunks=manifest.chunks()),
+        Content(info.size, md5, chunks=manifest.chunks(), overhead=overhead),
         about,
         conditions,
         parts=manifest.parts() or None,
@@ -106,16 +119,21 @@ def complete_operation(
     chunks: list[ChunkRef] = []
     parts: list[PartInManifest] = []
     digests = hashlib.md5(usedforsecurity=False)
+    overheads: set[int] = set()
     for number, row in rows:
         try:
             record = core.read_record(row.place)
         except Moved:
             raise Conflict(f"part {number} was moved by compaction") from None
         assert record.body is not None
+        head: PartHead = decode_head(record.header.type, record.head, f"part {number}")
+        overheads.add(head.overhead)
         chunks += Manifest(record.body, f"part {number}").chunks()
         parts.append(PartInManifest(number, row.size, row.md5, row.checksums))
         digests.update(row.md5)
+    if len(overheads) > 1:
+        raise InvalidState("some parts of the upload are encrypted and others are not")
     size = sum(row.size for _, row in rows)
-    content = Content(size, digests.digest(), chunks=chunks)
+    content = Content(size, digests.digest(), chunks=chunks, overhead=overheads.pop())
     put = PutObject(bucket, key, content, about, conditions, parts=parts, upload=upload)
     return CompleteUpload(put, upload_id, {number: row.clock for number, row in rows})

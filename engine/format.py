@@ -213,7 +213,8 @@ class ObjectHead(_Head, frozen=True):
     """One version of an object, or a delete marker. The record's clock is its version id and modification time.
 
     `null` says that the version is S3's "null" version. `upload` is the multipart upload it completed, or 0;
-    the chunk references of the parts that upload still holds in the index pass to the object.
+    the chunk references of the parts that upload still holds in the index pass to the object. `overhead` is not 0 when
+    the bytes are encrypted: then each chunk, or the body of an inline object, is so much longer than its plaintext.
     """
 
     bucket: int
@@ -231,6 +232,7 @@ class ObjectHead(_Head, frozen=True):
     checksum_type: str = ""
     upload: int = 0
     attrs: dict[str, Any] = {}
+    overhead: int = 0
 
 
 class DeleteHead(_Head, frozen=True):
@@ -286,6 +288,7 @@ class PartHead(_Head, frozen=True):
     size: int
     md5: bytes
     checksums: dict[str, str] = {}
+    overhead: int = 0
 
 
 class SealHead(_Head, frozen=True):
@@ -400,11 +403,15 @@ class Manifest:
     """The body of a chunked object or part: its chunks in order, and of a multipart object its parts.
 
     Entries stay packed: a range read of a large object unpacks only what it touches.
+
+    References and entries count the bytes that are stored; `size` and `find` those of the object, of which each chunk
+    has `overhead` less.
     """
 
-    __slots__ = ("_data", "count", "_parts_at")
+    __slots__ = ("_data", "count", "_parts_at", "_overhead")
 
-    def __init__(self, data: bytes, where: str = "manifest") -> None:
+    def __init__(self, data: bytes, where: str = "manifest", overhead: int = 0) -> None:
+        self._overhead = overhead
         if len(data) < _MANIFEST.size:
             raise Corrupt(f"{where}: manifest of {len(data)} bytes is too short")
         self.count, parts_length = _MANIFEST.unpack_from(data)
@@ -431,6 +438,10 @@ class Manifest:
         return self._end(self.count - 1)
 
     def _end(self, index: int) -> int:
+        """Where a chunk ends within the object."""
+        return self._stored_end(index) - self._overhead * (index + 1)
+
+    def _stored_end(self, index: int) -> int:
         if index < 0:
             return 0
         end: int = _ENTRY.unpack_from(self._data, _MANIFEST.size + index * _ENTRY.size)[1]
@@ -438,7 +449,7 @@ class Manifest:
 
     def chunk(self, index: int) -> ChunkRef:
         chunk_id, end, offset, volume = _ENTRY.unpack_from(self._data, _MANIFEST.size + index * _ENTRY.size)
-        return ChunkRef(chunk_id, end - self._end(index - 1), volume, offset)
+        return ChunkRef(chunk_id, end - self._stored_end(index - 1), volume, offset)
 
     def chunks(self) -> list[ChunkRef]:
         result = []

@@ -69,7 +69,7 @@ def open_object(
     info, layout, body, *_ = find(core, bucket, key, version_id, conditions, want_body=True, wait=wait)
     assert body is not None
     inline = body if layout == Layout.INLINE else None
-    manifest = Manifest(body, f"object {key!r}") if inline is None else None
+    manifest = Manifest(body, f"object {key!r}", info.overhead) if inline is None else None
     if part_number is not None:
         start, length = _part_range(info, manifest, part_number)
     else:

@@ -37,6 +37,7 @@ class ObjectInfo:
     `headers` are S3's system headers by HTTP name; `metadata` the user's, without the x-amz-meta- prefix.
     `checksums` maps an algorithm as S3 spells it ("CRC32C") to its header value.
     `upload` is the id of the multipart upload it came from, or 0.
+    `overhead` is not 0 when the bytes are encrypted, and can only be read with the cipher that wrote them.
     """
 
     bucket: str
@@ -55,6 +56,11 @@ class ObjectInfo:
     parts_count: int = 0
     attrs: Mapping[str, Any] = field(default_factory=dict)
     upload: int = 0
+    overhead: int = 0
+
+    @property
+    def is_encrypted(self) -> bool:
+        return self.overhead > 0
 
 
 @dataclass(frozen=True, slots=True)

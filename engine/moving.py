@@ -132,7 +132,7 @@ def prepare(
     info, body = found.info, found.body
     assert body is not None
     inline = body if found.layout == Layout.INLINE else None
-    manifest = Manifest(body, f"object {source!r}") if inline is None else None
+    manifest = Manifest(body, f"object {source!r}", info.overhead) if inline is None else None
     about = Description(
         info.headers,
         info.metadata,

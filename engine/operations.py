@@ -218,6 +218,7 @@ def object_info(bucket: str, key: str, head: ObjectHead, clock: int, *, is_lates
         parts_count=head.parts_count,
         attrs=head.attrs,
         upload=head.upload,
+        overhead=head.overhead,
     )
 
 
@@ -231,6 +232,7 @@ class Content:
     """What an object or part consists of: `inline` bytes, or chunks.
 
     `fresh` chunks were appended by this writer; `repaired` ones among them replace a stored copy that had rotted.
+    `overhead` as in the heads: not 0 when the bytes are encrypted.
     """
 
     size: int
@@ -239,6 +241,7 @@ class Content:
     chunks: list[ChunkRef] = field(default_factory=list)
     fresh: frozenset[bytes] = frozenset()
     repaired: frozenset[bytes] = frozenset()
+    overhead: int = 0
 
     def record_size(self) -> int:
         return RECORD_OVERHEAD + (len(self.inline) if self.inline is not None else 64 * len(self.chunks))
@@ -312,6 +315,7 @@ class PutObject:
             checksum_type=about.checksum_type,
             upload=self.upload,
             attrs=attrs,
+            overhead=content.overhead,
         )
         if content.inline is not None:
             clock, _ = decision.write(head, content.inline)

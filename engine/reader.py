@@ -5,18 +5,21 @@ Must not know: how the object was found (store.py does that), buckets, S3.
 Invariants:
 * No byte is handed out whose CRC was not checked: small objects by their record, large ones by chunk or 64 KiB block.
 * A chunk that was moved by compaction while reading is looked up again; a reader never fails because of it.
+* Of an encrypted object no byte is handed out before `unlock`, and then only what its cipher accepts, whole chunks.
 """
 
 from __future__ import annotations
 
 import io
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from crc32c import crc32c
 
+from cordwood.engine.cipher import Cipher
 from cordwood.engine.core import MOVED_RETRIES, Core, Moved
-from cordwood.engine.errors import Corrupt
+from cordwood.engine.errors import Corrupt, InvalidState
 from cordwood.engine.format import (
     BLOCK_SIZE,
     CHUNK_ID_SIZE,
@@ -41,7 +44,10 @@ class Span(NamedTuple):
 
 
 class ObjectReader:
-    """The selected bytes of one version. Iterate for blocks of at most a chunk; or `read`, `spans`, `as_file`."""
+    """The selected bytes of one version. Iterate for blocks of at most a chunk; or `read`, `spans`, `as_file`.
+
+    `inline` holds them when they are in memory already; None for a large object, or one that is not unlocked yet.
+    """
 
     def __init__(
         self,
@@ -59,7 +65,13 @@ class ObjectReader:
         self.start = start
         self.length = length
         self.inline: bytes | None = None
-        if inline is not None:
+        self.stored_inline = inline
+        """The body of an inline object as it is stored."""
+        self._cipher: Cipher | None = None
+        self._part_starts: list[int] = []
+        self._part_numbers: list[int] = []
+        self._last: tuple[bytes, bytes] | None = None
+        if inline is not None and not info.overhead:
             self.inline = inline if length == len(inline) else inline[start : start + length]
 
     def __enter__(self) -> ObjectReader:
@@ -71,6 +83,21 @@ class ObjectReader:
     def close(self) -> None:
         """Lets go of the volume. Reading again is possible and takes it up anew."""
         self._held = None
+
+    def unlock(self, cipher: Cipher) -> None:
+        """Gives an encrypted object the cipher that wrote it. Corrupt when it is inline and the cipher refuses it."""
+        assert self.info.overhead
+        self._cipher = cipher
+        body = self.stored_inline
+        if body is not None:
+            plain = self._decrypt(body[:CHUNK_ID_SIZE], 0, 0, memoryview(body)[CHUNK_ID_SIZE:])
+            self.inline = plain[self.start : self.start + self.length]
+            return
+        at = 0
+        for part in self.manifest.parts():
+            self._part_starts.append(at)
+            self._part_numbers.append(part.number)
+            at += part.size
 
     @property
     def content_range(self) -> str | None:
@@ -89,13 +116,16 @@ class ObjectReader:
             if self.inline:
                 yield self.inline
             return
-        for ref, first, last in self._pieces(self.start, self.length):
-            yield self._read_piece(ref, first, last)[0]
+        for ref, chunk_start, first, last in self._pieces(self.start, self.length):
+            yield self._read(ref, chunk_start, first, last)
 
     def spans(self) -> Iterator[Span]:
-        """The selected bytes as verified places in volume files. Inline objects have none: use `inline`."""
-        assert self.inline is None
-        for ref, first, last in self._pieces(self.start, self.length):
+        """The selected bytes as verified places in volume files. Inline objects have none: use `inline`. Nor have
+        encrypted ones: InvalidState."""
+        assert self.stored_inline is None
+        if self.info.overhead:
+            raise InvalidState("an encrypted object has no plain bytes in a file; iterate over it instead")
+        for ref, _, first, last in self._pieces(self.start, self.length):
             _, place, file = self._read_piece(ref, first, last)
             self._held = file
             body_at = place.offset + HEADER_SIZE + chunk_head_length(ref.length)
@@ -106,7 +136,7 @@ class ObjectReader:
         length = max(0, min(length, self.length - position))
         if self.inline is not None:
             return self.inline[position : position + length]
-        return b"".join(self._read_piece(*piece)[0] for piece in self._pieces(self.start + position, length))
+        return b"".join(self._read(*piece) for piece in self._pieces(self.start + position, length))
 
     def as_file(self) -> io.BufferedReader:
         """The selected bytes as a seekable binary file."""
@@ -120,8 +150,8 @@ class ObjectReader:
 
     def pieces(self) -> Iterator[tuple[ChunkRef, bytes]]:
         """Each chunk touched by the selection, with the verified bytes wanted of it."""
-        for ref, first, last in self._pieces(self.start, self.length):
-            yield ref, self._read_piece(ref, first, last)[0]
+        for ref, chunk_start, first, last in self._pieces(self.start, self.length):
+            yield ref, self._read(ref, chunk_start, first, last)
 
     def part_sizes(self) -> list[PartInfo]:
         """The parts of a completed multipart object; empty for any other."""
@@ -132,20 +162,49 @@ class ObjectReader:
             for part in self._manifest.parts()
         ]
 
-    def _pieces(self, start: int, length: int) -> Iterator[tuple[ChunkRef, int, int]]:
-        """Chunks that hold the bytes, each with the first and the end offset wanted of it."""
+    def _pieces(self, start: int, length: int) -> Iterator[tuple[ChunkRef, int, int, int]]:
+        """Chunks that hold the bytes, each with its offset in the object, and the first and end offset wanted of it."""
+        if self.info.overhead and self._cipher is None:
+            raise InvalidState(f"{self.info.key!r} is encrypted; the reader needs its cipher first (unlock)")
         if length <= 0:
             return
         assert self._manifest is not None
+        overhead = self.info.overhead
         index, chunk_start = self._manifest.find(start)
         end = start + length
         while start < end:
             ref = self._manifest.chunk(index)
-            last = min(end - chunk_start, ref.length)
-            yield ref, start - chunk_start, last
-            chunk_start += ref.length
+            size = ref.length - overhead
+            last = min(end - chunk_start, size)
+            yield ref, chunk_start, start - chunk_start, last
+            chunk_start += size
             start = chunk_start
             index += 1
+
+    def _read(self, ref: ChunkRef, chunk_start: int, first: int, last: int) -> bytes:
+        """Bytes `first` to `last` of the chunk that begins at `chunk_start` of the object."""
+        if self._cipher is None:
+            return self._read_piece(ref, first, last)[0]
+        if self._last is None or self._last[0] != ref.id:
+            stored = self._read_piece(ref, 0, ref.length)[0]
+            part, offset = 0, chunk_start
+            if self._part_starts:
+                at = bisect_right(self._part_starts, chunk_start) - 1
+                part, offset = self._part_numbers[at], chunk_start - self._part_starts[at]
+            # Kept, for a reader in small steps would otherwise decrypt the chunk at each of them.
+            self._last = ref.id, self._decrypt(ref.id, part, offset, stored)
+        plain = self._last[1]
+        return plain if last - first == len(plain) else plain[first:last]
+
+    def _decrypt(self, chunk_id: bytes, part: int, offset: int, data: bytes | memoryview) -> bytes:
+        assert self._cipher is not None
+        try:
+            return self._cipher.decrypt(chunk_id, part, offset, data)
+        except ValueError:
+            raise Corrupt(
+                f"key {self.info.key!r} of bucket {self.info.bucket!r}: the bytes at {offset} of part {part} were not "
+                "encrypted for this place with this key"
+            ) from None
 
     def _read_piece(self, ref: ChunkRef, first: int, last: int) -> tuple[bytes, Place, VolumeFile]:
         for _ in range(MOVED_RETRIES):

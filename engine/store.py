@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from cordwood.engine import copying, listing, lookup, opening
 from cordwood.engine.attributes import SetAttrs
 from cordwood.engine.batch import Batch
+from cordwood.engine.cipher import Cipher
 from cordwood.engine.commit import Committer, Operation, Pending
 from cordwood.engine.core import MOVED_RETRIES, Core, Moved
 from cordwood.engine.dump import logical_dump
@@ -205,10 +206,20 @@ class Store(Edits):
         storage_class: str = "STANDARD",
         attrs: Mapping[str, Any] | None = None,
         conditions: Conditions | None = None,
+        cipher: Cipher | None = None,
     ) -> ObjectInfo:
-        """Stores an object from bytes, a binary file or an iterable of bytes of any length; durable on return."""
+        """Stores an object from bytes, a binary file or an iterable of bytes of any length; durable on return.
+
+        With a `cipher` it is encrypted, and can only be read after `ObjectReader.unlock` with the same one.
+        """
         writer = self.writer(
-            bucket, key, headers=headers, metadata=metadata, storage_class=storage_class, attrs=attrs
+            bucket,
+            key,
+            headers=headers,
+            metadata=metadata,
+            storage_class=storage_class,
+            attrs=attrs,
+            cipher=cipher,
         )
         return fill(writer, data).commit(
             conditions=conditions, checksums=checksums, checksum_type=checksum_type
@@ -223,13 +234,16 @@ class Store(Edits):
         metadata: Mapping[str, str] | None = None,
         storage_class: str = "STANDARD",
         attrs: Mapping[str, Any] | None = None,
+        cipher: Cipher | None = None,
     ) -> ObjectWriter:
         """A writer to fill piece by piece. BucketNotFound, KeyTooLong, InvalidKey, ReadOnly at once."""
         raw = encode_key(key)
         _check_storage_class(storage_class)
         with self._read() as txn:
             require_bucket(txn, bucket)
-        return ObjectWriter(self._core, bucket, raw, describe(headers, metadata, storage_class, attrs))
+        return ObjectWriter(
+            self._core, bucket, raw, describe(headers, metadata, storage_class, attrs), cipher
+        )
 
     def delete(
         self,
@@ -326,9 +340,12 @@ class Store(Edits):
         checksums: Mapping[str, str] | None = None,
         checksum_type: str | None = None,
         storage_class: str | None = None,
-        attrs: Mapping[str, Any] | None = None,
+        attrs: copying.Attrs | None = None,
     ) -> ObjectInfo:
-        """Copies an object without moving its chunks. What is None is taken from the source, but never its lock."""
+        """Copies an object without moving its chunks. What is None is taken from the source, but never its lock.
+
+        What is encrypted is copied as it is stored. `attrs` may be made from what is copied, by a function.
+        """
         raw = encode_key(dst_key)
         _check_storage_class(storage_class or "STANDARD")
 
@@ -343,7 +360,7 @@ class Store(Edits):
                     info.checksums if checksums is None else checksums,
                     info.checksum_type if checksum_type is None else checksum_type,
                     storage_class or info.storage_class,
-                    copying.of_a_copy(info.attrs) if attrs is None else attrs,
+                    copying.attrs_of(info, attrs),
                 )
                 return self._execute(copying.copy_operation(reader, dst_bucket, raw, about, conditions))
 
@@ -487,13 +504,15 @@ class Store(Edits):
                 continue
         raise Corrupt(f"volume {row.place.volume} is missing; it holds upload {upload_id}")
 
-    def part_writer(self, bucket: str, key: str, upload_id: str, part_number: int) -> PartWriter:
+    def part_writer(
+        self, bucket: str, key: str, upload_id: str, part_number: int, *, cipher: Cipher | None = None
+    ) -> PartWriter:
         """A writer for one part (1 to 10,000); committing it replaces an earlier part of that number."""
         _check_part_number(part_number)
         raw = lookup_key(key)
         with self._read() as txn:
             require_upload(txn, bucket, raw, upload_id)
-        return PartWriter(self._core, bucket, raw, upload_id, part_number)
+        return PartWriter(self._core, bucket, raw, upload_id, part_number, cipher)
 
     def copy_part(
         self,
@@ -571,6 +590,7 @@ class Store(Edits):
         *,
         checksums: Mapping[str, str] | None = None,
         checksum_type: str = "",
+        attrs: Mapping[str, Any] | None = None,
         conditions: Conditions | None = None,
         min_part_size: int = MIN_PART_SIZE,
     ) -> ObjectInfo:
@@ -588,7 +608,7 @@ class Store(Edits):
                 checksums or {},
                 checksum_type,
                 about.storage_class,
-                about.attrs,
+                {**about.attrs, **(attrs or {})},
             )
             with self._read() as txn:
                 _, upload, _ = require_upload(txn, bucket, raw, upload_id)

@@ -130,7 +130,15 @@ class PutPart:
         bucket, upload, _ = require_upload(decision.txn, self.bucket, self.key, self.upload_id)
         content = self.content
         check_chunks(decision.txn, content)
-        head = PartHead(bucket.bucket, upload, self.number, content.size, content.md5, dict(self.checksums))
+        head = PartHead(
+            bucket.bucket,
+            upload,
+            self.number,
+            content.size,
+            content.md5,
+            dict(self.checksums),
+            content.overhead,
+        )
         clock = write_chunked(decision, head, content, Manifest.pack(content.chunks))
         return PartInfo(self.number, content.size, content.md5.hex(), milliseconds(clock), head.checksums)
 

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from blake3 import blake3
 
+from cordwood.engine.cipher import Cipher
 from cordwood.engine.commit import Pending
 from cordwood.engine.core import Core, Moved
 from cordwood.engine.errors import Corrupt, InvalidState
@@ -33,11 +34,18 @@ W = TypeVar("W", bound="ContentWriter")
 
 
 class ContentWriter:
-    """Takes bytes, hashes them and lays them down. Not thread-safe: one thread at a time."""
+    """Takes bytes, hashes them and lays them down. Not thread-safe: one thread at a time.
 
-    def __init__(self, core: Core, inline_max: int) -> None:
+    With a `cipher` the bytes are encrypted, chunk by chunk, as those of part number `part`. Sizes, offsets and the MD5
+    stay those of the bytes that were given.
+    """
+
+    def __init__(self, core: Core, inline_max: int, cipher: Cipher | None = None, part: int = 0) -> None:
         core.writing()
         self._core = core
+        self._cipher = cipher
+        self._part = part
+        self._placed = 0
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._buffer = bytearray()
         self._chunks: list[ChunkRef] = []
@@ -95,6 +103,7 @@ class ContentWriter:
 
     def share(self, ref: ChunkRef) -> None:
         """Adds a chunk that is in the store already. Its bytes do not go into the MD5: give that to `commit`."""
+        assert self._cipher is None
         self.flush()
         self._chunks.append(ref)
         self.size += ref.length
@@ -104,8 +113,14 @@ class ContentWriter:
             raise InvalidState("the writer was committed or aborted already")
         self._open = False
         digest = self._md5.digest() if md5 is None else md5
+        cipher = self._cipher
         if self.size <= self.inline_max:
-            return Content(self.size, digest, inline=bytes(self._buffer))
+            inline = bytes(self._buffer)
+            if cipher is None:
+                return Content(self.size, digest, inline=inline)
+            chunk_id = secrets.token_bytes(CHUNK_ID_SIZE)
+            body = chunk_id + cipher.encrypt(chunk_id, self._part, 0, inline)
+            return Content(self.size, digest, inline=body, overhead=len(body) - self.size)
         if self._buffer:
             raise InvalidState("flush the writer before an asynchronous commit")
         return Content(
@@ -114,6 +129,7 @@ class ContentWriter:
             chunks=self._chunks,
             fresh=frozenset(self._mine),
             repaired=frozenset(self._repaired),
+            overhead=cipher.overhead if cipher is not None else 0,
         )
 
     def take(self) -> Content:
@@ -130,7 +146,13 @@ class ContentWriter:
     def _store_chunk(self, payload: memoryview) -> None:
         core = self._core
         appender, _ = core.writing()
-        if not core.dedup:
+        is_named_by_digest = core.dedup and self._cipher is None
+        if self._cipher is not None:
+            chunk_id = secrets.token_bytes(CHUNK_ID_SIZE)
+            plain_size = len(payload)
+            payload = memoryview(self._cipher.encrypt(chunk_id, self._part, self._placed, payload))
+            self._placed += plain_size
+        elif not core.dedup:
             chunk_id = secrets.token_bytes(CHUNK_ID_SIZE)
         else:
             chunk_id = blake3(payload).digest()
@@ -145,7 +167,7 @@ class ContentWriter:
                     self._chunks.append(ChunkRef(chunk_id, row.length, row.volume, row.offset))
                     return
                 self._repaired.add(chunk_id)
-        place = appender.append_chunk(chunk_id, payload, is_digest=core.dedup)
+        place = appender.append_chunk(chunk_id, payload, is_digest=is_named_by_digest)
         ref = ChunkRef(chunk_id, len(payload), place.volume, place.offset)
         self._mine[chunk_id] = ref
         self._chunks.append(ref)
@@ -166,9 +188,9 @@ class ObjectWriter(ContentWriter):
     """Writes one object; `commit` makes it the key's newest version."""
 
     def __init__(
-        self, core: Core, bucket: str, key: bytes, description: Description, inline_max: int | None = None
+        self, core: Core, bucket: str, key: bytes, description: Description, cipher: Cipher | None = None
     ) -> None:
-        super().__init__(core, core.inline_max if inline_max is None else inline_max)
+        super().__init__(core, core.inline_max, cipher)
         self._bucket = bucket
         self._key = key
         self._description = description
@@ -179,11 +201,17 @@ class ObjectWriter(ContentWriter):
         conditions: Conditions | None = None,
         checksums: Mapping[str, str] | None = None,
         checksum_type: str = "",
+        attrs: Mapping[str, Any] | None = None,
+        md5: bytes | None = None,
     ) -> ObjectInfo:
-        """Publishes the object; returns once it is durable. PreconditionFailed, BucketNotFound, Full, ReadOnly."""
+        """Publishes the object; returns once it is durable. PreconditionFailed, BucketNotFound, Full, ReadOnly.
+
+        `attrs` are added to those that the writer was made with. `md5` stands in the place of the MD5 of the bytes, and
+        so becomes the ETag.
+        """
         self.flush()
         _, committer = self._core.writing()
-        return committer.execute(self.operation(conditions, checksums, checksum_type))
+        return committer.execute(self.operation(conditions, checksums, checksum_type, attrs, md5))
 
     def commit_async(
         self,
@@ -191,6 +219,8 @@ class ObjectWriter(ContentWriter):
         conditions: Conditions | None = None,
         checksums: Mapping[str, str] | None = None,
         checksum_type: str = "",
+        attrs: Mapping[str, Any] | None = None,
+        md5: bytes | None = None,
         wake: bool = True,
     ) -> Pending[ObjectInfo]:
         """Like `commit` without waiting. Call `flush` before, unless `size <= inline_max`.
@@ -198,24 +228,34 @@ class ObjectWriter(ContentWriter):
         With `wake` false the commit starts at the next `Store.start_commits`, so that many go together.
         """
         _, committer = self._core.writing()
-        return committer.submit(self.operation(conditions, checksums, checksum_type), wake=wake)
+        operation = self.operation(conditions, checksums, checksum_type, attrs, md5)
+        return committer.submit(operation, wake=wake)
 
     def operation(
-        self, conditions: Conditions | None, checksums: Mapping[str, str] | None, checksum_type: str
+        self,
+        conditions: Conditions | None,
+        checksums: Mapping[str, str] | None,
+        checksum_type: str,
+        attrs: Mapping[str, Any] | None = None,
+        md5: bytes | None = None,
     ) -> PutObject:
         """The change that this writer stands for; the writer takes no more bytes."""
         description = self._description
         if checksums:
             description.checksums = checksums
             description.checksum_type = checksum_type or "FULL_OBJECT"
-        return PutObject(self._bucket, self._key, self._content(None), description, conditions)
+        if attrs:
+            description.attrs = {**description.attrs, **attrs}
+        return PutObject(self._bucket, self._key, self._content(md5), description, conditions)
 
 
 class PartWriter(ContentWriter):
     """Writes one part of a multipart upload."""
 
-    def __init__(self, core: Core, bucket: str, key: bytes, upload_id: str, number: int) -> None:
-        super().__init__(core, -1)
+    def __init__(
+        self, core: Core, bucket: str, key: bytes, upload_id: str, number: int, cipher: Cipher | None = None
+    ) -> None:
+        super().__init__(core, -1, cipher, number)
         self._bucket = bucket
         self._key = key
         self._upload_id = upload_id
@@ -228,11 +268,15 @@ class PartWriter(ContentWriter):
         return committer.execute(self._operation(checksums, md5))
 
     def commit_async(
-        self, *, checksums: Mapping[str, str] | None = None, wake: bool = True
+        self,
+        *,
+        checksums: Mapping[str, str] | None = None,
+        md5: bytes | None = None,
+        wake: bool = True,
     ) -> Pending[PartInfo]:
         """Like `commit` without waiting. Call `flush` before. `wake` as in `ObjectWriter.commit_async`."""
         _, committer = self._core.writing()
-        return committer.submit(self._operation(checksums, None), wake=wake)
+        return committer.submit(self._operation(checksums, md5), wake=wake)
 
     def _operation(self, checksums: Mapping[str, str] | None, md5: bytes | None) -> PutPart:
         content = self._content(md5)
