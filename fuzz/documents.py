@@ -20,6 +20,9 @@ OPERATIONS = tuple(
         "CreateBucket",
         "PutBucketAcl",
         "PutBucketTagging",
+        "PutBucketLogging",
+        "PutBucketNotificationConfiguration",
+        "PutBucketWebsite",
     )
 )
 REFUSALS = {

@@ -24,11 +24,13 @@ from cordwood.server.gate import PAYER, SHARED, Demand, Gate
 from cordwood.server.handlers import HANDLERS, Request, Service, translate
 from cordwood.server.handlers.cors import preflight, sharing_headers
 from cordwood.server.handlers.form_upload import receive_form
+from cordwood.server.log_keeper import LogKeeper, Watch
+from cordwood.server.log_record import LOGGING
 from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.interpret import read_params
-from cordwood.server.wire.message import App, Body, PeerInfo, RequestHead, Response
-from cordwood.server.wire.route import Operation, Router
-from cordwood.server.wire.sigv4 import Identity, authenticate, authenticate_form
+from cordwood.server.wire.message import Body, BodyError, PeerInfo, RequestHead, Response
+from cordwood.server.wire.route import Operation, Route, Router
+from cordwood.server.wire.sigv4 import Identity, Verified, authenticate, authenticate_form
 
 if TYPE_CHECKING:
     from cordwood.server.config import Credential, Settings
@@ -108,20 +110,27 @@ class Application:
         self._router = Router(domains)
         bridge = Bridge(store.start_commits)
         self._gate = Gate(store, bridge, credentials, region=region, is_open=is_open)
-        self._service = Service(store, bridge, region, self._gate)
+        self.access_logs = LogKeeper(store, bridge, self._gate, region)
+        self._service = Service(store, bridge, region, self._gate, self.access_logs)
 
     async def __call__(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response:
         if "origin" not in head.headers and head.method != "OPTIONS":
-            return await self._answer(head, body, peer)
+            try:
+                return await self._answer(head, body, peer)
+            except (S3Error, BodyError) as error:
+                self._log_refusal(head, peer, error)
+                raise
         bucket, key, _ = self._router.address(head)
         if head.method == "OPTIONS":
             return preflight(self._store, head, bucket, key)
         headers = sharing_headers(self._store, head, bucket)
         try:
             response = await self._answer(head, body, peer)
-        except S3Error as error:
-            # A page may read why it was refused, too.
-            error.headers = (*error.headers, *headers)
+        except (S3Error, BodyError) as error:
+            self._log_refusal(head, peer, error)
+            if isinstance(error, S3Error):
+                # A page may read why it was refused, too.
+                error.headers = (*error.headers, *headers)
             raise
         response.headers.extend(headers)
         return response
@@ -129,22 +138,20 @@ class Application:
     async def _answer(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response:
         if head.method == "POST" and (form_bucket := self._router.form_bucket(head)):
             return await self._upload_form(head, body, peer, form_bucket)
-        verified = authenticate(
-            head,
-            secret_for=self._secret_for,
-            region=self._region,
-            now_s=time.time(),
-            host_bucket=self._router.host_bucket(head),
-        )
+        verified = self._authenticated(head)
         route = self._router.route(head)
         operation = route.operation
         bucket = route.bucket
         info: BucketInfo | None = None
         seen: ObjectInfo | None = None
         request: Request | None = None
+        watch: Watch | None = None
         try:
             if bucket and operation.name != "CreateBucket":
                 info = self._store.head_bucket(bucket)
+                if LOGGING in info.attrs:
+                    watch = self.access_logs.watch(info, head, peer, route, verified.identity)
+                    body = watch.body(body)
                 if SHARED in info.attrs or not self._gate.is_insider(verified.identity, info):
                     seen = await self._check(
                         operation, info, route.key, Demand(verified.identity, head, peer)
@@ -157,8 +164,9 @@ class Application:
             params = read_params(operation, head, entry.refused)
             if info is not None and "ExpectedBucketOwner" in params:
                 _check_expected_owner(params["ExpectedBucketOwner"], info, verified.identity)
+            target = (bucket, route.key)
             request = Request(
-                verified, self._service, operation, (bucket, route.key), info, params, head, body, peer
+                verified, self._service, operation, target, info, params, head, body, peer, watch
             )
             if seen is not None:
                 request.decided_on(seen)
@@ -169,11 +177,37 @@ class Application:
                 and not self._gate.is_insider(verified.identity, info)
             ):
                 response.headers.append(("x-amz-request-charged", "requester"))
+            if watch is not None:
+                watch.answered(response, _action(operation), route.key)
             return response
         except engine_errors.CordwoodError as error:
             if isinstance(error, engine_errors.Corrupt):
                 log.error("request %s: %s", head.request_id, error)
             raise translate(error, head, request.params if request is not None else {}) from error
+
+    def _log_refusal(self, head: RequestHead, peer: PeerInfo, error: Exception) -> None:
+        """For the access log of the bucket, if it has one: what was asked, and by whom, as far as that can be told."""
+        route: Route | None = None
+        identity: Identity | None = None
+        try:
+            bucket, key, _ = self._router.address(head)
+        except S3Error:
+            return
+        try:
+            route = self._router.route(head)
+            identity = self._authenticated(head).identity
+        except S3Error:
+            pass  # then this is why it was refused, and the record says no more
+        self.access_logs.refused(head, peer, (bucket, key), route, identity, error)
+
+    def _authenticated(self, head: RequestHead) -> Verified:
+        return authenticate(
+            head,
+            secret_for=self._secret_for,
+            region=self._region,
+            now_s=time.time(),
+            host_bucket=self._router.host_bucket(head),
+        )
 
     async def _upload_form(self, head: RequestHead, body: Body, peer: PeerInfo, bucket: str) -> Response:
         """A browser's form: its signature stands in the body, before the file. The rest is a PutObject."""
@@ -188,11 +222,18 @@ class Application:
             form.check(bucket, now_s)
             entry = HANDLERS["PutObject"]
             put = form.as_put()
+            watch: Watch | None = None
+            if LOGGING in info.attrs:
+                route = Route(entry.operation, bucket, form.key, virtual_host=False)
+                watch = self.access_logs.watch(info, head, peer, route, verified.identity)
             await self._gate.authorise(Demand(verified.identity, put, peer), "s3:PutObject", bucket, form.key)
             params = read_params(entry.operation, put, entry.refused)
             target = (bucket, form.key)
             request = Request(verified, self._service, entry.operation, target, info, params, put, form, peer)
-            return form.answer(await entry.handler(request), request)
+            response = form.answer(await entry.handler(request), request)
+            if watch is not None:
+                watch.answered(response, "s3:PutObject", form.key)
+            return response
         except engine_errors.CordwoodError as error:
             raise translate(error, head, params) from error
 
@@ -218,7 +259,7 @@ def _check_expected_owner(expected: str, info: BucketInfo, identity: Identity) -
         raise s3_error("AccessDenied")
 
 
-def build_app(store: Store, settings: Settings, credentials: Sequence[Credential]) -> App:
+def build_app(store: Store, settings: Settings, credentials: Sequence[Credential]) -> Application:
     """The application of one worker process."""
     return Application(
         store,

@@ -255,6 +255,12 @@ class Settings:
         "for tests: the length of a day in lifecycle rules",
         unit="seconds",
     )
+    bucket_logging_interval: float = _setting(
+        300.0,
+        duration_between(0.1, 86400),
+        "records of server access logging are delivered to their buckets this often",
+        unit="seconds",
+    )
     scrub_days: float = _setting(
         30.0, number_between(0, 36500), "everything is read and verified once in so many days; 0: never",
         unit="days",

@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from cordwood.engine import BucketInfo, ObjectInfo, Store, UploadInfo
@@ -78,6 +78,13 @@ class Gate:
         if identity.is_anonymous:
             return self._is_open
         return not self._has_owners or info.attrs.get("owner", NOBODY)["id"] in ("", identity.owner_id)
+
+    def relied_on_list(self, demand: Demand, action: str, info: BucketInfo, key: str) -> bool:
+        """Of a request that was allowed: was it only by an access control list?"""
+        if self.is_insider(demand.identity, info):
+            return False
+        context, _ = self._context(demand, info)
+        return not allowed(demand.identity, action, Resource(info.name, key), replace(context, bucket_acl=()))
 
     async def authorise(
         self, demand: Demand, action: str, bucket: str, key: str = "", version_id: str | None = None

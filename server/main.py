@@ -147,7 +147,8 @@ async def _serve(
     child: Child,
     listener: socket.socket,
 ) -> None:
-    app: App = build_app(store, settings, credentials)
+    application = build_app(store, settings, credentials)
+    app: App = application
     if settings.access_log:
         app = _with_access_log(app)
     limits = Limits(
@@ -169,6 +170,7 @@ async def _serve(
 
     async with trio.open_nursery() as watchers:
         watchers.start_soon(_watch_for_stop, child.lifeline_fd, stopping)
+        watchers.start_soon(application.access_logs.run, settings.bucket_logging_interval)
         async with trio.open_nursery() as connections:
             listener.setblocking(False)
             with trio.socket.from_stdlib_socket(listener) as accepting:
@@ -180,6 +182,8 @@ async def _serve(
             # Nobody new; those inside may finish, within the bound.
             connections.cancel_scope.deadline = trio.current_time() + settings.stop_timeout
         watchers.cancel_scope.cancel()
+    await application.access_logs.deliver()
+    application.access_logs.close()
 
 
 def _with_access_log(app: App) -> App:

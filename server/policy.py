@@ -71,6 +71,8 @@ class Principal:
     account: str = ""
     """The owner id stands where AWS has an account number and a canonical user id."""
     name: str = ""
+    service: str = ""
+    """A part of S3 itself that acts by the policy's leave, such as "logging.s3.amazonaws.com"."""
 
     @property
     def arn(self) -> str:
@@ -149,6 +151,8 @@ def _applies(
 
 def _is_meant(named: tuple[str, str], principal: Principal) -> bool:
     kind, value = named
+    if principal.service:
+        return kind == "Service" and value == principal.service
     if value == "*":
         return kind == "AWS"
     account = principal.account
@@ -217,7 +221,11 @@ def _statement(value: Any, bucket: str | None) -> Statement:
         )
     principal, not_principal = _either(value, "Principal")
     action, not_action = _either(value, "Action")
-    resource, not_resource = _either(value, "Resource")
+    if "Resource" in value or "NotResource" in value:
+        resource, not_resource = _either(value, "Resource")
+    else:
+        # IAM wants it said; without it a policy can only mean what it hangs on.
+        resource, not_resource = "*", False
     if not_principal and effect == "Allow":
         raise PolicyError("Allow with NotPrincipal is not allowed.")
     return Statement(

@@ -7,6 +7,7 @@ Invariant: a family is added by adding a module and its line here; no other modu
 from cordwood.server.handlers import (
     acls,
     attributes,
+    bucket_logging,
     buckets,
     copy,
     cors,
@@ -34,6 +35,7 @@ __all__ = [
     "Service",
     "acls",
     "attributes",
+    "bucket_logging",
     "buckets",
     "copy",
     "cors",

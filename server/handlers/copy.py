@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
-from cordwood.engine import ObjectInfo, Store
+from cordwood.engine import BucketInfo, ObjectInfo, Store
+from cordwood.server.gate import Demand
 from cordwood.server.handlers.conditions import NULL_VERSION, source_conditions, write_conditions
 from cordwood.server.handlers.describe import (
     DESCRIPTION,
@@ -40,12 +41,14 @@ _REDIRECT: Final = "x-amz-website-redirect-location"
 class Source:
     """A parsed x-amz-copy-source."""
 
-    __slots__ = ("bucket", "key", "version_id")
+    __slots__ = ("bucket", "info", "key", "version_id")
 
     def __init__(self, bucket: str, key: str, version_id: str | None) -> None:
         self.bucket = bucket
         self.key = key
         self.version_id = version_id
+        self.info: BucketInfo | None = None
+        """Of the source's bucket, once reading there was allowed."""
 
 
 def parse_source(text: str) -> Source:
@@ -85,7 +88,16 @@ async def authorise_source(request: Request, source: Source) -> bool:
     expected = request.params.get("ExpectedSourceBucketOwner")
     if expected is not None and expected != info.attrs.get("owner", {}).get("id"):
         raise s3_error("AccessDenied")
+    source.info = info
     return info.versioning != ""
+
+
+def log_copy(request: Request, source: Source, operation: str, version_id: str | None, size: int) -> None:
+    """For the access log of the source's bucket."""
+    assert source.info is not None
+    demand = Demand(request.identity, request.head, request.peer)
+    logs = request.service.access_logs
+    logs.copied_from(source.info, demand, operation, source.key, version_id or "", size)
 
 
 @handles(
@@ -106,6 +118,7 @@ async def copy_object(request: Request) -> Response:
     info, copied_version = await request.service.bridge.run(
         _copy, store, request, source, described, is_source_versioned
     )
+    log_copy(request, source, "REST.COPY.OBJECT_GET", copied_version, info.size)
     result = {
         "ETag": f'"{info.etag}"',
         "LastModified": info.modified_ms,

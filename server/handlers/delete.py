@@ -132,6 +132,11 @@ async def delete_objects(request: Request) -> Response:
                 outcomes[place] = translate(answer, request.head, request.params)
         elif isinstance(result, DeleteResult):
             outcomes[place] = _batch_outcome(result, entries[place])
+    if request.watch is not None:
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            status, code = (outcome.status, outcome.code) if isinstance(outcome, S3Error) else (204, "")
+            version = entry.get("VersionId") or ""
+            request.watch.also("BATCH.DELETE.OBJECT", entry["Key"], version, status, code)
     return _answer(request, entries, outcomes, is_quiet=bool(delete.get("Quiet")))
 
 

@@ -87,15 +87,17 @@ def document_acl(request: Request, document: dict[str, Any], owner_id: str) -> A
         grantee, permission = entry.get("Grantee"), entry.get("Permission")
         if grantee is None or permission is None:
             raise s3_error("MalformedACLError")
-        if "URI" in grantee:
-            grants.append(Grant(_known_group(grantee["URI"]), permission))
-        elif "ID" in grantee:
-            grants.append(Grant(_known_owner(request, grantee["ID"]), permission))
-        elif "EmailAddress" in grantee:
-            raise s3_error("UnresolvableGrantByEmailAddress")
-        else:
-            raise s3_error("MalformedACLError")
+        grants.append(Grant(known_grantee(request, grantee), permission))
     return _bounded(tuple(grants))
+
+
+def known_grantee(request: Request, grantee: dict[str, Any]) -> str:
+    """The owner id or the group of a Grantee element."""
+    if "URI" in grantee:
+        return _known_group(grantee["URI"])
+    if "ID" in grantee:
+        return _known_owner(request, grantee["ID"])
+    raise s3_error("UnresolvableGrantByEmailAddress" if "EmailAddress" in grantee else "MalformedACLError")
 
 
 def refuse_public(acl: Acl, info: BucketInfo | None) -> None:

@@ -22,6 +22,7 @@ from cordwood.server.handlers.copy import (
     Source,
     authorise_source,
     checksum_of,
+    log_copy,
     parse_source,
 )
 from cordwood.server.handlers.describe import (
@@ -168,6 +169,7 @@ async def upload_part_copy(request: Request) -> Response:
     part, copied_version = await request.service.bridge.run(
         _copy_part, request, upload, number, source, byte_range
     )
+    log_copy(request, source, "REST.COPY.PART_GET", copied_version, part.size)
     result: dict[str, Any] = {"ETag": f'"{part.etag}"', "LastModified": part.modified_ms}
     if upload.checksum_algorithm:
         result.update(checksum_members(part.checksums, ""))

@@ -16,6 +16,7 @@ from typing import Final
 from cordwood.engine import BucketInfo, ObjectInfo, Store
 from cordwood.server.bridge import Bridge
 from cordwood.server.gate import Demand, Gate
+from cordwood.server.log_keeper import LogKeeper, Watch
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import Params
 from cordwood.server.wire.message import Body, PeerInfo, RequestHead, Response
@@ -33,6 +34,7 @@ class Service:
     region: str
     gate: Gate
     """For a second resource, as in a copy, and for those that the body names."""
+    access_logs: LogKeeper
 
 
 class Request:
@@ -49,6 +51,7 @@ class Request:
         "service",
         "target",
         "verified",
+        "watch",
     )
 
     def __init__(
@@ -62,6 +65,7 @@ class Request:
         head: RequestHead,
         body: Body,
         peer: PeerInfo,
+        watch: Watch | None = None,
     ) -> None:
         self.verified = verified
         self.service = service
@@ -72,6 +76,7 @@ class Request:
         self.head = head
         self.body = body
         self.peer = peer
+        self.watch = watch
         self._decided_on: ObjectInfo | None = None
 
     @property

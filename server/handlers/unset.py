@@ -34,11 +34,6 @@ for _name, _code in NOT_CONFIGURED.items():
     _not_configured(_name, _code)
 
 
-@handles("GetBucketLogging")
-async def get_bucket_logging(request: Request) -> Response:
-    return respond(request.operation, {})
-
-
 @handles("GetBucketNotificationConfiguration")
 async def get_bucket_notification_configuration(request: Request) -> Response:
     return respond(request.operation, {})

@@ -33,6 +33,12 @@ class LiveServer:
         self._thread = threading.Thread(target=trio.run, args=(self._serve,))
         self._stopping: trio.Event | None = None
         self._token: trio.lowlevel.TrioToken | None = None
+        self._app: Application | None = None
+
+    def deliver_logs(self) -> None:
+        """What a worker does every few minutes: put the access log records into their buckets."""
+        assert self._app is not None
+        trio.from_thread.run(self._app.access_logs.deliver, trio_token=self._token)
 
     def start(self) -> None:
         self._thread.start()
@@ -48,7 +54,7 @@ class LiveServer:
         self._token = trio.lowlevel.current_trio_token()
         self._stopping = trio.Event()
         stopping = self._stopping
-        app = Application(self.store, self.credentials, **self._options)
+        app = self._app = Application(self.store, self.credentials, **self._options)
         limits = Limits()
 
         async def connection(stream: trio.SocketStream) -> None:

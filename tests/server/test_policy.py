@@ -41,6 +41,19 @@ def verdict(
     return evaluate(parse(json.dumps(policy), "bkt"), principal, action, resource, found.get)
 
 
+def test_a_statement_that_names_no_resource_speaks_of_the_bucket_that_it_hangs_on() -> None:
+    assert verdict(document(Resource=None)) == "allow"
+    assert verdict(document(Resource=None, Effect="Deny"), resource="bkt") == "deny"
+
+
+def test_a_service_is_meant_by_its_own_name_only() -> None:
+    service = Principal(service="logging.s3.amazonaws.com")
+    assert verdict(document(Principal={"Service": "logging.s3.amazonaws.com"}), service) == "allow"
+    assert verdict(document(Principal={"Service": "other.s3.amazonaws.com"}), service) == "none"
+    assert verdict(document(Principal={"AWS": "*"}), service) == "none"
+    assert verdict(document(Principal={"Service": "logging.s3.amazonaws.com"})) == "none"
+
+
 def under(condition: dict[str, Any], **keys: Any) -> bool:
     return verdict(document(Condition=condition), **keys) == "allow"
 
@@ -62,7 +75,6 @@ def under(condition: dict[str, Any], **keys: Any) -> bool:
         {"NotAction": "s3:GetObject"},
         {"Resource": "bkt/*"},
         {"Resource": "arn:aws:s3:::other/*"},
-        {"Resource": None},
         {"Condition": []},
         {"Condition": {"StringSounds": {"s3:prefix": "a"}}},
         {"Condition": {"StringEquals": {"s3:flavour": "a"}}},
