@@ -87,8 +87,10 @@ HEAD_MAX = 16 << 20
 BODY_MAX = (1 << 32) - 1
 _HEADER = struct.Struct("<4sBBHQQQQIIIII")
 _HEADER_CRC_AT = 60
+_WITH_CRC = struct.Struct(_HEADER.format + "I")
 assert _HEADER.size == _HEADER_CRC_AT
-assert _HEADER.size + _CRC.size == HEADER_SIZE
+assert _WITH_CRC.size == HEADER_SIZE
+_tuple = tuple.__new__  # what a NamedTuple's own __new__ ends in, without the call around it
 
 
 class RecordType(IntEnum):
@@ -185,12 +187,12 @@ def parse_header(data: bytes | memoryview, offset: int, seed: int, limit: int) -
     """The header at `offset` of a volume whose bytes end at `limit`, or None when there is no valid one."""
     if len(data) < HEADER_SIZE:
         return None
-    magic, version, *fields = _HEADER.unpack_from(data)
-    if magic != RECORD_MAGIC or version != FORMAT_VERSION:
+    fields = _WITH_CRC.unpack_from(data)
+    if fields[0] != RECORD_MAGIC or fields[1] != FORMAT_VERSION:
         return None
-    if _CRC.unpack_from(data, _HEADER_CRC_AT)[0] != crc32c(data[:_HEADER_CRC_AT], seed):
+    if fields[13] != crc32c(data[:_HEADER_CRC_AT], seed):
         return None
-    header = Header(*fields)
+    header = _tuple(Header, fields[2:13])
     if header.offset != offset or header.head_length > HEAD_MAX or offset + header.length > limit:
         return None
     return header

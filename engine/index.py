@@ -36,6 +36,7 @@ import msgspec
 from cordwood.engine.errors import Busy, Closed, Corrupt, Full
 from cordwood.engine.format import BucketHead
 from cordwood.engine.fs import FULL_ERRNOS, FileSystem
+from cordwood.engine.lengths import check_lengths
 from cordwood.engine.volume import Place
 
 MAX_READERS = 4096
@@ -114,6 +115,8 @@ CHECKSUM_ALGORITHMS = (
 
 _OBJECT = struct.Struct("<BBBxHHIIQQQ16s")
 _GROUP = struct.Struct("<QQ")
+_NO_GROUP = (0, 0)
+_tuple = tuple.__new__  # what a NamedTuple's own __new__ ends in, without the call around it
 _ENTRY_ID = struct.Struct("<BQ")
 assert _OBJECT.size == 56
 
@@ -147,9 +150,8 @@ class ObjectRow(NamedTuple):
     @staticmethod
     def unpack(row: bytes | memoryview) -> ObjectRow:
         fields = _OBJECT.unpack_from(row)
-        if fields[1] & RowFlag.GROUPED:
-            return ObjectRow(*fields[1:], *_GROUP.unpack_from(row, _OBJECT.size))
-        return ObjectRow(*fields[1:])
+        group = _GROUP.unpack_from(row, _OBJECT.size) if fields[1] & RowFlag.GROUPED else _NO_GROUP
+        return _tuple(ObjectRow, fields[1:] + group)
 
     @property
     def place(self) -> Place:
@@ -371,7 +373,7 @@ class Txn:
         self.tables = tables
 
     def get(self, key: bytes, table: Any) -> bytes | None:
-        return cast("bytes | None", self.raw.get(key, db=table))
+        return cast("bytes | None", self.raw.get(key, None, table))
 
     def put(self, key: bytes, row: bytes, table: Any) -> None:
         try:
@@ -470,15 +472,38 @@ class Txn:
 
 
 class Snapshot(Txn):
-    """A read transaction that ends with its `with` block."""
+    """A read transaction that ends with its `with` block, or with `end`."""
 
-    __slots__ = ()
+    __slots__ = ("_index",)
+
+    def __init__(self, raw: lmdb.Transaction, tables: Tables, index: Index) -> None:
+        self.raw = raw
+        self.tables = tables
+        self._index = index
 
     def __enter__(self) -> Txn:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.raw.abort()
+
+    def end(self) -> None:
+        self.raw.abort()
+
+    def bucket(self, name: str) -> BucketRow | None:
+        """Nearly every call begins with one, and rows of buckets hardly change: they are remembered until the next
+        commit, whoever makes it, gives snapshots another number."""
+        number = self.raw.id()
+        remembered, rows = self._index.remembered
+        if remembered != number:
+            rows = {}
+            self._index.remembered = (number, rows)
+        row = rows.get(name)
+        if row is None:
+            row = Txn.bucket(self, name)
+            if row is not None:
+                rows[name] = row
+        return row
 
 
 class Index:
@@ -516,6 +541,7 @@ class Index:
         self._fs = fs
         self._page_size = int(self._env.stat()["psize"])
         self._file_size = 0
+        self.remembered: tuple[int, dict[str, BucketRow]] = (0, {})
         self.is_read_only = read_only
         _alive.add(self)
 
@@ -554,7 +580,7 @@ class Index:
     def read(self) -> Snapshot:
         """A snapshot for reading; a context manager that gives a `Txn`."""
         try:
-            return Snapshot(self._env.begin(), self._tables)
+            return Snapshot(self._env.begin(), self._tables, self)
         except lmdb.Error as error:
             raise translate(error, self._directory) from error
 
@@ -638,61 +664,3 @@ def translate(error: lmdb.Error, directory: Path) -> Exception:
             "or open the store in a process that was not forked from one that has it open"
         )
     return Corrupt(f"index {directory}: {error}; `cordwood rebuild` makes a new index from the volumes")
-
-
-# --- length check before mapping ------------------------------------------------------------------------------
-
-_META_PAGES = 2
-_PAGE_HEADER = 16
-_META = struct.Struct("<IIQQ")
-_META_DB = struct.Struct("<IHHQQQQQ")
-_META_TAIL = struct.Struct("<QQ")
-_LMDB_MAGIC = 0xBEEFC0DE
-_PAGE_SIZES = (4096, 8192, 16384, 32768, 65536, 512, 1024, 2048)
-
-
-def check_lengths(fs: FileSystem, directory: Path) -> None:
-    """Refuses a data.mdb that is shorter than its own meta pages say (layout of LMDB 0.9's mdb.c: MDB_meta).
-
-    Absent or empty files pass: LMDB creates them.
-    """
-    path = directory / "data.mdb"
-    size = fs.size_of(path)
-    if not size:
-        return
-    fd = fs.open_read(path)
-    try:
-        first = fs.read(fd, max(_PAGE_SIZES) * _META_PAGES, 0)
-    finally:
-        fs.close(fd)
-    meta = _newest_meta(first)
-    if meta is None:
-        raise Corrupt(f"{path}: no valid meta page; `cordwood rebuild` makes a new index from the volumes")
-    page_size, last_page = meta
-    if size < (last_page + 1) * page_size:
-        raise Corrupt(
-            f"{path} is {size} bytes, its meta page speaks of {(last_page + 1) * page_size}: it was truncated; "
-            "`cordwood rebuild` makes a new index from the volumes"
-        )
-
-
-def _newest_meta(first: bytes) -> tuple[int, int] | None:
-    """(page size, last page number) of the newest meta page."""
-    page_size = 0
-    newest: tuple[int, int] | None = None
-    for number in range(_META_PAGES):
-        at = number * page_size + _PAGE_HEADER
-        if len(first) < at + _META.size + 2 * _META_DB.size + _META_TAIL.size:
-            continue
-        magic, _version, _address, _map_size = _META.unpack_from(first, at)
-        if magic != _LMDB_MAGIC:
-            if number == 0:
-                return None
-            continue
-        page_size = _META_DB.unpack_from(first, at + _META.size)[0]
-        if page_size not in _PAGE_SIZES:
-            return None
-        last_page, txn_id = _META_TAIL.unpack_from(first, at + _META.size + 2 * _META_DB.size)
-        if newest is None or txn_id > newest[0]:
-            newest = (txn_id, last_page)
-    return (page_size, newest[1]) if newest else None

@@ -9,8 +9,9 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
+
+import msgspec
 
 from cordwood.engine import namespace
 from cordwood.engine.clock import milliseconds
@@ -33,7 +34,9 @@ from cordwood.engine.operations import find_version, object_info, require_bucket
 from cordwood.engine.reader import ObjectReader
 
 Range = tuple[int | None, int | None]
-_SMALL_RECORD = 4096  # up to this size the whole record is read even where only its head is wanted
+_OBJECT = int(RecordType.OBJECT)
+_INLINE = int(Layout.INLINE)
+_SMALL_RECORD = 1024  # up to this size the whole record is read even where only its head is wanted
 
 
 class Found(NamedTuple):
@@ -47,11 +50,7 @@ class Found(NamedTuple):
     attrs_clock: int = 0
 
 
-class _Target(NamedTuple):
-    row: ObjectRow
-    is_latest: bool
-    place: tuple[int, bytes]
-    about: AttrsRow | None
+_Target = tuple[ObjectRow, bool, tuple[int, bytes], AttrsRow | None]
 
 
 def open_object(
@@ -68,7 +67,7 @@ def open_object(
     """A reader on the selected bytes; see `Store.get`."""
     info, layout, body, *_ = find(core, bucket, key, version_id, conditions, want_body=True, wait=wait)
     assert body is not None
-    inline = body if layout == Layout.INLINE else None
+    inline = body if layout == _INLINE else None
     manifest = Manifest(body, f"object {key!r}", info.overhead) if inline is None else None
     if part_number is not None:
         start, length = _part_range(info, manifest, part_number)
@@ -91,8 +90,9 @@ def find(
     raw = lookup_key(key)
     for _ in range(MOVED_RETRIES):
         row, is_latest, place, about = _find_row(core, bucket, raw, key, version_id)
+        clock = row.clock
         if row.flags & RowFlag.MARKER:
-            marker = version_id_of(row.clock, is_null=bool(row.flags & RowFlag.NULL))
+            marker = version_id_of(clock, is_null=bool(row.flags & RowFlag.NULL))
             raise DeleteMarkerFound(bucket, key, marker, is_latest=is_latest)
         is_modified = conditions is None or _check_read(conditions, row, bucket, key)
         try:
@@ -100,29 +100,32 @@ def find(
             changed = _read_attrs(core, row, about, wait=wait) if about is not None and about.clock else None
         except Moved:
             continue
-        info = object_info(bucket, key, head, row.clock, is_latest=is_latest)
+        info = object_info(bucket, key, head, clock, is_latest=is_latest)
         if changed is not None:
-            info = replace(info, attrs=changed.attrs)
+            info = msgspec.structs.replace(info, attrs=changed.attrs)
         if not is_modified:
             raise NotModified(info)
-        return Found(info, head.layout, body, row.clock, about.clock if about is not None else 0)
+        return Found(info, head.layout, body, clock, about.clock if about is not None else 0)
     raise Corrupt(f"a volume that the index names is missing; it holds key {key!r} of bucket {bucket!r}")
 
 
 def _find_row(core: Core, bucket: str, raw: bytes, key: str, version_id: str | None) -> _Target:
     """The version's row, whether it is the newest, the directory and name that its record must have, its AttrsRow."""
-    with core.index.read() as txn:
+    txn = core.index.read()
+    try:
         place = namespace.resolve(txn, require_bucket(txn, bucket).head.bucket, raw)
         packed = namespace.get_entry(txn, *place) if place is not None else None
         newest = ObjectRow.unpack(packed) if packed is not None else None
         if version_id is None:
             if newest is None or place is None:
                 raise KeyNotFound(bucket, key)
-            return _Target(newest, True, place, _about(txn, newest))
+            return newest, True, place, _about(txn, newest)
         row = find_version(txn, newest, version_clock(version_id))
         if row is None or newest is None or place is None:
             raise VersionNotFound(bucket, key, version_id)
-        return _Target(row, row.clock == newest.clock, place, _about(txn, row))
+        return row, row.clock == newest.clock, place, _about(txn, row)
+    finally:
+        txn.end()
 
 
 def _about(txn: Txn, row: ObjectRow) -> AttrsRow | None:
@@ -149,13 +152,13 @@ def _read_object(
     place = row.place
     if want_body or place.length <= _SMALL_RECORD:
         record = file.read_record(place, cached_only=not wait)
-        if record is None:
-            raise WouldBlock("the object's record is not in memory")
     else:
-        record = file.read_head(place)
+        record = file.read_head(place) if wait else file.read_head_cached(place)
+    if record is None:
+        raise WouldBlock("the object's record is not in memory")
     header, head_bytes, body = record
     where = file.where(row.offset)
-    if header.type != RecordType.OBJECT or header.clock != row.clock:
+    if header.type != _OBJECT or header.clock != row.clock:
         raise Corrupt(f"{where}: another record stands where the index expects an object")
     head: ObjectHead = decode_head(header.type, head_bytes, where)
     if (head.directory, head.name) != expected:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from cordwood.engine.errors import InvalidArgument, InvalidBucketName, InvalidKey, KeyTooLong
 
@@ -19,19 +20,21 @@ _CLOCK_DIGITS = re.compile(r"[0-9a-f]{16}")  # int() alone would also take signs
 KEY_SIZE_MAX = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class BucketInfo:
+class _Value(msgspec.Struct, frozen=True, gc=False):
+    """A struct of msgspec is made ten times as fast as a frozen dataclass; a listing makes a thousand of them."""
+
+
+class BucketInfo(_Value, frozen=True):
     """`versioning` is "", "Enabled" or "Suspended". `attrs` is free per-bucket configuration."""
 
     name: str
     id: int
     created_ms: int
     versioning: str = ""
-    attrs: Mapping[str, Any] = field(default_factory=dict)
+    attrs: Mapping[str, Any] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
+class ObjectInfo(_Value, frozen=True):
     """One version of an object with all its metadata.
 
     `headers` are S3's system headers by HTTP name; `metadata` the user's, without the x-amz-meta- prefix.
@@ -48,13 +51,13 @@ class ObjectInfo:
     modified_ms: int
     is_delete_marker: bool = False
     is_latest: bool = True
-    headers: Mapping[str, str] = field(default_factory=dict)
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    checksums: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
+    metadata: Mapping[str, str] = {}
+    checksums: Mapping[str, str] = {}
     checksum_type: str = ""
     storage_class: str = "STANDARD"
     parts_count: int = 0
-    attrs: Mapping[str, Any] = field(default_factory=dict)
+    attrs: Mapping[str, Any] = {}
     upload: int = 0
     overhead: int = 0
 
@@ -63,8 +66,7 @@ class ObjectInfo:
         return self.overhead > 0
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectEntry:
+class ObjectEntry(_Value, frozen=True):
     """What a listing tells of one version, read from the index alone."""
 
     key: str
@@ -79,8 +81,7 @@ class ObjectEntry:
     is_delete_marker: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(_Value, frozen=True):
     """Objects and common prefixes, each in byte order. `next` is the last item of both when `truncated`."""
 
     objects: list[ObjectEntry]
@@ -89,8 +90,7 @@ class Listing:
     next: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class VersionListing:
+class VersionListing(_Value, frozen=True):
     entries: list[ObjectEntry]
     prefixes: list[str]
     truncated: bool
@@ -98,8 +98,7 @@ class VersionListing:
     next_version_id_marker: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteResult:
+class DeleteResult(_Value, frozen=True):
     """`version_id` is that of the version removed or of the delete marker made; None where there are no versions."""
 
     version_id: str | None
@@ -107,38 +106,34 @@ class DeleteResult:
     existed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class UploadInfo:
+class UploadInfo(_Value, frozen=True):
     bucket: str
     key: str
     upload_id: str
     initiated_ms: int
-    headers: Mapping[str, str] = field(default_factory=dict)
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
+    metadata: Mapping[str, str] = {}
     storage_class: str = "STANDARD"
-    attrs: Mapping[str, Any] = field(default_factory=dict)
+    attrs: Mapping[str, Any] = {}
     checksum_algorithm: str = ""
     checksum_type: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class PartInfo:
+class PartInfo(_Value, frozen=True):
     number: int
     size: int
     etag: str
     modified_ms: int
-    checksums: Mapping[str, str] = field(default_factory=dict)
+    checksums: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class PartListing:
+class PartListing(_Value, frozen=True):
     parts: list[PartInfo]
     truncated: bool
     next: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class UploadListing:
+class UploadListing(_Value, frozen=True):
     uploads: list[UploadInfo]
     prefixes: list[str]
     truncated: bool
@@ -146,8 +141,7 @@ class UploadListing:
     next_upload_id_marker: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Conditions:
+class Conditions(_Value, frozen=True):
     """Preconditions of a read, write, copy or delete (RFC 9110 section 13; S3's conditional requests).
 
     `if_size` and `if_modified_ms` are DeleteObject's x-amz-if-match-size and x-amz-if-match-last-modified-time,

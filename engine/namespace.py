@@ -54,7 +54,10 @@ def _continuation_node(way: bytes) -> bytes:
 
 
 def get_entry(txn: Txn, directory: int, component: bytes) -> bytes | None:
-    return txn.get(entry_key(id_key(directory), component)[0], txn.tables.entries)
+    key = id_key(directory) + component
+    if len(component) > PIECE_MAX:
+        key, _ = entry_key(id_key(directory), component)
+    return txn.get(key, txn.tables.entries)
 
 
 def put_entry(txn: Txn, directory: int, component: bytes, row: bytes) -> None:
@@ -91,15 +94,13 @@ def put_directory(txn: Txn, parent: int, name: bytes, directory: int) -> None:
 
 def resolve(txn: Txn, root: int, key: bytes) -> tuple[int, bytes] | None:
     """The directory id and the name a key ends in; None when a directory on the way does not exist."""
-    if b"/" not in key:
-        return root, key
-    directories, name = split_key(key)
+    *directories, name = key.split(b"/")
     directory = root
     for component in directories:
-        found = find_directory(txn, directory, component)
-        if found is None:
+        row = get_entry(txn, directory, component + b"/")
+        if row is None:
             return None
-        directory = found
+        directory = unpack_directory_entry(row)
     return directory, name
 
 

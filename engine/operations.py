@@ -65,6 +65,7 @@ from cordwood.engine.model import (
 )
 
 RECORD_OVERHEAD = 512
+_MARKER = int(Layout.MARKER)
 DESCRIPTION_MAX = HEAD_MAX // 2  # leaves room in a record's head for everything else
 CHECKSUM_TYPES = ("", "COMPOSITE", "FULL_OBJECT")
 
@@ -201,24 +202,25 @@ def make_directories(decision: Decision, root: int, directories: Sequence[bytes]
 
 
 def object_info(bucket: str, key: str, head: ObjectHead, clock: int, *, is_latest: bool = True) -> ObjectInfo:
+    # In the order of the fields: names would cost more than all the rest.
     return ObjectInfo(
-        bucket=bucket,
-        key=key,
-        size=head.size,
-        etag=etag_of(head.md5, head.parts_count),
-        version_id=version_id_of(clock, is_null=head.null),
-        modified_ms=milliseconds(clock),
-        is_delete_marker=head.layout == Layout.MARKER,
-        is_latest=is_latest,
-        headers=head.headers,
-        metadata=head.metadata,
-        checksums=head.checksums,
-        checksum_type=head.checksum_type,
-        storage_class=head.storage_class,
-        parts_count=head.parts_count,
-        attrs=head.attrs,
-        upload=head.upload,
-        overhead=head.overhead,
+        bucket,
+        key,
+        head.size,
+        etag_of(head.md5, head.parts_count),
+        version_id_of(clock, is_null=head.null),
+        milliseconds(clock),
+        head.layout == _MARKER,
+        is_latest,
+        head.headers,
+        head.metadata,
+        head.checksums,
+        head.checksum_type,
+        head.storage_class,
+        head.parts_count,
+        head.attrs,
+        head.upload,
+        head.overhead,
     )
 
 

@@ -14,9 +14,10 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
+
+import msgspec
 
 from cordwood.engine import copying, listing, lookup, opening
 from cordwood.engine.attributes import SetAttrs
@@ -302,7 +303,7 @@ class Store(Edits):
                     bypass_governance,
                 )
             )
-            return replace(found.info, attrs=kept)
+            return msgspec.structs.replace(found.info, attrs=kept)
 
         return retrying(attempt)
 

@@ -44,6 +44,7 @@ _NAME = re.compile(r"([0-9]{10})\.vol")
 _WINDOW = 1 << 20
 _SMALL_WINDOW = 8 << 10
 _LARGE_BODY = 64 << 10
+_HEAD_WINDOW = 1024  # most heads end within it
 _OPEN_VOLUMES_MAX = 512
 
 
@@ -132,17 +133,13 @@ class VolumeFile:
 
     def read_record(self, place: Place, *, cached_only: bool = False) -> Record | None:
         """The whole record at a place, its header, head and body verified. None: `cached_only` and not in memory."""
-        if cached_only:
-            data = self.read_cached(place.offset, place.length)
-            if data is None:
-                return None
-        else:
-            data = self.read(place.offset, place.length)
-        header = self.read_header(data, place.offset)
-        if header.length != place.length:
-            raise Corrupt(
-                f"{self.where(place.offset)}: record of {header.length} bytes, {place.length} expected"
-            )
+        _, offset, length = place
+        data = self._fs.read_cached(self.fd, length, offset) if cached_only else self.read(offset, length)
+        if data is None:
+            return None
+        header = self.read_header(data, offset)
+        if header.length != length:
+            raise Corrupt(f"{self.where(offset)}: record of {header.length} bytes, {length} expected")
         body_at = HEADER_SIZE + header.head_length
         head = data[HEADER_SIZE:body_at]
         body = data[body_at : body_at + header.body_length]
@@ -151,12 +148,25 @@ class VolumeFile:
 
     def read_head(self, place: Place) -> Record:
         """Header and head of the record at a place, verified; the body is not read."""
-        first = self.read(place.offset, min(place.length, 1024))
-        header = self.read_header(first, place.offset)
-        body_at = HEADER_SIZE + header.head_length
-        head = first[HEADER_SIZE:body_at]
+        _, offset, length = place
+        first = self.read(offset, min(length, _HEAD_WINDOW))
+        header = self.read_header(first, offset)
+        head = first[HEADER_SIZE : HEADER_SIZE + header.head_length]
         if len(head) < header.head_length:
-            head += self.read(place.offset + len(first), body_at - len(first))
+            head += self.read(offset + len(first), header.head_length - len(head))
+        self._check(header, head, None)
+        return Record(header, head, None)
+
+    def read_head_cached(self, place: Place) -> Record | None:
+        """Like `read_head`, but None where the disk would have to be waited for, or a head is unusually long."""
+        _, offset, length = place
+        first = self._fs.read_cached(self.fd, min(length, _HEAD_WINDOW), offset)
+        if first is None:
+            return None
+        header = self.read_header(first, offset)
+        head = first[HEADER_SIZE : HEADER_SIZE + header.head_length]
+        if len(head) < header.head_length:
+            return None
         self._check(header, head, None)
         return Record(header, head, None)
 

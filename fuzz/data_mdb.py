@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cordwood.engine.errors import Corrupt
 from cordwood.engine.fs import FileSystem
-from cordwood.engine.index import _newest_meta, check_lengths
+from cordwood.engine.lengths import _newest_meta, check_lengths
 
 
 class _Memory(FileSystem):

@@ -29,7 +29,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("engine.model", "engine.locks"),
     ("engine.health",),
     ("engine.format", "engine.fs"),
-    ("engine.volume",),
+    ("engine.volume", "engine.lengths"),
     ("engine.index", "engine.walk"),
     ("engine.namespace",),
     ("engine.apply", "engine.liveness"),

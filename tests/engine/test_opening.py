@@ -303,6 +303,21 @@ def test_a_reader_in_another_process_sees_what_is_written_meanwhile(store: Store
         assert python(code, path).stdout.strip() == value
 
 
+def test_a_bucket_that_another_process_changed_is_not_answered_from_memory(store: Store, path: Path) -> None:
+    code = """if True:
+        import sys
+        from cordwood.engine import Store
+        with Store.open(sys.argv[1], map_size=1 << 28) as store:
+            exec(sys.argv[2])
+    """
+    assert store.head_bucket("wood").versioning == ""
+    python(code, path, "store.update_bucket('wood', versioning='Enabled')")
+    assert store.head_bucket("wood").versioning == "Enabled"
+    python(code, path, "store.delete_bucket('wood')")
+    with pytest.raises(errors.BucketNotFound):
+        store.head_bucket("wood")
+
+
 def test_a_read_only_open_without_an_index_is_refused_with_the_way_out(closed: Path) -> None:
     shutil.rmtree(closed / "index")
     with pytest.raises(errors.Corrupt, match="rebuild"):

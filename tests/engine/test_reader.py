@@ -147,16 +147,25 @@ def test_a_reader_goes_on_over_an_object_that_was_deleted_or_replaced_meanwhile(
 
 def test_a_call_that_may_not_wait_answers_from_memory_or_says_so(store: Store) -> None:
     store.put("wood", "k", b"1")
+    store.put("wood", "long body", noise(100_000))
+    store.put("wood", "long head", b"3" * 3000, metadata={"x": "4" * 2000})
     try:
         assert store.get("wood", "k", wait=False).read() == b"1"
         assert store.head("wood", "k", wait=False).size == 1
+        assert store.head("wood", "long body", wait=False).size == 100_000
     except errors.WouldBlock:
         pass
+    with pytest.raises(errors.WouldBlock):
+        store.head("wood", "long head", wait=False)
+    assert store.head("wood", "long head").metadata == {"x": "4" * 2000}
     fs = store._core.fs
     fs.read_cached = lambda fd, length, offset: None  # type: ignore[method-assign]
     try:
         with pytest.raises(errors.WouldBlock):
             store.get("wood", "k", wait=False)
+        for key in ("k", "long body"):
+            with pytest.raises(errors.WouldBlock):
+                store.head("wood", key, wait=False)
         assert store.get("wood", "k").read() == b"1"
     finally:
         del fs.read_cached
