@@ -40,17 +40,21 @@ class Edits:
         source_conditions: Conditions | None = None,
         conditions: Conditions | None = None,
         token: str = "",
+        confirm: Callable[[ObjectInfo], None] = lambda _: None,
     ) -> ObjectInfo:
         """Gives one object another key; what was there under that key is replaced. No chunk is moved.
 
         In a bucket with versions the new key gets a new version and the old one a delete marker. `token` names this
         call: made again, with the same arguments and while the object is still there, it answers the same and does
-        nothing. KeyNotFound, PreconditionFailed (`conditions` are those of the target), InvalidArgument, TokenReused.
+        nothing. `confirm` is given the object as it was found, and may refuse it by raising.
+        KeyNotFound, PreconditionFailed (`conditions` are those of the target), InvalidArgument, TokenReused.
         """
 
         def attempt() -> ObjectInfo:
             self._check_open()
-            change = moving.prepare(self._core, bucket, source, target, source_conditions, conditions, token)
+            change = moving.prepare(
+                self._core, bucket, source, target, source_conditions, conditions, token, confirm
+            )
             return change if isinstance(change, ObjectInfo) else self._core.writing()[1].execute(change)
 
         return retrying(attempt)

@@ -14,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,7 @@ def prepare(
     source_conditions: Conditions | None,
     target_conditions: Conditions | None,
     token: str,
+    confirm: Callable[[ObjectInfo], None],
 ) -> RenameObject | ObjectInfo:
     """The change, or the object that it made already when it was asked for with this token."""
     raw_source, raw_target = lookup_key(source), encode_key(target)
@@ -130,6 +131,7 @@ def prepare(
         return there.info
     found = lookup.find(core, bucket, source, None, None, want_body=True, wait=True)
     info, body = found.info, found.body
+    confirm(info)
     assert body is not None
     inline = body if found.layout == Layout.INLINE else None
     manifest = Manifest(body, f"object {source!r}", info.overhead) if inline is None else None

@@ -32,6 +32,9 @@ PAYER: Final = "payer"
 REQUESTER: Final = "Requester"
 NOBODY: Final = {"id": "", "name": ""}
 
+# What a rename does under the old and the new name.
+_MOVING: Final = frozenset(("s3:GetObject", "s3:PutObject", "s3:DeleteObject"))
+
 # Headers that ask for something beside the operation itself, and the permission that the policy may refuse.
 _BESIDE: Final = {
     "x-amz-acl": "s3:PutObjectAcl",
@@ -135,6 +138,20 @@ class Gate:
         ):
             raise s3_error("AccessDenied")
         return seen if isinstance(seen, ObjectInfo) else None
+
+    def authorise_prefixes(self, demand: Demand, info: BucketInfo, prefixes: Iterable[str]) -> None:
+        """For moving what is below a prefix without looking at it: read, write and delete it all.
+
+        No policy is asked key by key, so none may be there that refuses any key any of this.
+        """
+        context, _ = self._context(demand, info)
+        if not self.is_insider(demand.identity, info) or (
+            context.policy is not None and context.policy.denies(_MOVING)
+        ):
+            raise s3_error(
+                "AccessDenied",
+                "A prefix is renamed by the bucket's owner only, and where no policy denies any of it.",
+            )
 
     def _decide_on_missing(self, demand: Demand, action: str, info: BucketInfo, resource: Resource) -> None:
         context, _ = self._context(demand, info)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Literal
@@ -102,6 +102,15 @@ class Policy:
     def is_public(self) -> bool:
         """Does it give anything to everybody?"""
         return any(_is_public(each) for each in self.statements)
+
+    def denies(self, actions: Iterable[str]) -> bool:
+        """Does any statement refuse any of these actions, to somebody, somewhere, under some condition?"""
+        return any(
+            not each.allows
+            and any(matches(pattern, action.lower()) for pattern in each.actions) != each.except_actions
+            for each in self.statements
+            for action in actions
+        )
 
     def reads(self, prefix: str) -> bool:
         """Does any condition look at a key that starts with `prefix` (lower case)?"""

@@ -93,6 +93,11 @@ MAKERS: Final[dict[type[BaseException], Maker]] = {
         part_number=e.part_number,
         ETag=e.etag,
     ),
+    errors.InvalidWriteOffset: lambda e, head, params: s3_error(
+        "InvalidWriteOffset", key=e.key, write_offset=e.offset, object_size=e.size
+    ),
+    errors.TooManyParts: _constant("TooManyParts"),
+    errors.TokenReused: _constant("IdempotencyParameterMismatch"),
     errors.InvalidArgument: lambda e, head, params: s3_error("InvalidArgument", str(e)),
     errors.Conflict: _constant("SlowDown"),
     errors.Full: _constant("StorageFull"),

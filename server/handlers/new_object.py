@@ -15,7 +15,7 @@ from cordwood.server.handlers.request import Request
 from cordwood.server.handlers.tagging import TAGS, tag_attrs
 
 # What belongs to one version in one bucket, and never goes along with a copy.
-_NOT_COPIED: Final = frozenset(("owner", "acl", RETENTION, HOLD))
+_NOT_COPIED: Final = frozenset(("owner", "acl", "renamed", RETENTION, HOLD))
 
 
 def new_attrs(request: Request) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Invariant: a 200 leaves only after the engine's future says that the object is d
 
 from __future__ import annotations
 
+from cordwood.server.handlers.append import append_object
 from cordwood.server.handlers.conditions import NULL_VERSION, write_conditions
 from cordwood.server.handlers.describe import (
     DESCRIPTION,
@@ -24,9 +25,11 @@ from cordwood.server.wire.message import Response
 FULL_OBJECT = "FULL_OBJECT"
 
 
-@handles("PutObject", f"Body ContentLength {DESCRIPTION} IfMatch IfNoneMatch", has_body=True)
+@handles("PutObject", f"Body ContentLength {DESCRIPTION} IfMatch IfNoneMatch WriteOffsetBytes", has_body=True)
 async def put_object(request: Request) -> Response:
     params = request.params
+    if "WriteOffsetBytes" in params:
+        return await append_object(request)
     checks = integrity(request)
     conditions = write_conditions(params)
     writer = request.service.store.writer(

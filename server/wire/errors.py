@@ -44,6 +44,10 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "EntityTooLarge": (400, "Your proposed upload exceeds the maximum allowed object size."),
     "EntityTooSmall": (400, "Your proposed upload is smaller than the minimum allowed object size."),
     "ExpiredToken": (400, "The provided token has expired."),
+    "IdempotencyParameterMismatch": (
+        400,
+        "Parameters on this idempotent request are inconsistent with parameters used in previous request(s).",
+    ),
     "IllegalLocationConstraintException": (
         400,
         "The unspecified location constraint is incompatible for the region specific endpoint this request was "
@@ -102,6 +106,10 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "InvalidTag": (400, "The tag provided was not a valid tag."),
     "InvalidToken": (400, "The provided token is malformed or otherwise not valid."),
     "InvalidURI": (400, "Couldn't parse the specified URI."),
+    "InvalidWriteOffset": (
+        400,
+        "The write offset value that you specified does not match the current object size.",
+    ),
     "KeyTooLongError": (400, "Your key is too long"),
     "MalformedACLError": (
         400,
@@ -187,7 +195,11 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "StorageFull": (507, "The store has no space left for this request."),
     "TokenRefreshRequired": (400, "The provided token must be refreshed."),
     "TooManyBuckets": (400, "You have attempted to create more buckets than allowed"),
-    "TooManyParts": (400, "You have attempted to upload more parts than allowed"),
+    "TooManyParts": (
+        400,
+        "You have attempted to add more parts than the maximum of 10000 that are allowed for this object. Upload "
+        "it anew to go on.",
+    ),
     "UnexpectedContent": (400, "This request does not support content"),
     "UnresolvableGrantByEmailAddress": (
         400,

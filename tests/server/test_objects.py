@@ -553,7 +553,6 @@ def test_a_copy_source_is_decoded_once_and_never_normalised(
         {"x-amz-server-side-encryption": "AES256"},
         {"x-amz-server-side-encryption-customer-algorithm": "AES256"},
         {"x-amz-object-lock-event-hold": "ON"},
-        {"x-amz-write-offset-bytes": "1"},
     ],
 )
 def test_a_header_that_would_be_forgotten_is_refused(
