@@ -66,6 +66,8 @@ async def append_object(request: Request) -> Response:
     before = await service.bridge.run(_before, request)
     checks = integrity(request)
     if before is not None:
+        if before.is_encrypted:
+            raise s3_error("EncryptionTypeMismatch", "Nothing can be appended to an encrypted object.")
         _check_silence(request)
     algorithm = _algorithm(before) or checks.algorithm or DEFAULT_ALGORITHM
     writer = service.store.append_writer(

@@ -41,6 +41,10 @@ CATALOGUE: dict[str, tuple[int, str]] = {
         "The conditional request cannot succeed due to a conflicting operation against this resource.",
     ),
     "CredentialsNotSupported": (400, "This request does not support credentials."),
+    "EncryptionTypeMismatch": (
+        400,
+        "The existing object was created with a different encryption type.",
+    ),
     "EntityTooLarge": (400, "Your proposed upload exceeds the maximum allowed object size."),
     "EntityTooSmall": (400, "Your proposed upload is smaller than the minimum allowed object size."),
     "ExpiredToken": (400, "The provided token has expired."),
