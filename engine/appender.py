@@ -25,7 +25,7 @@ from cordwood.engine.format import (
 )
 from cordwood.engine.fs import Buffer, FileSystem
 from cordwood.engine.health import Health
-from cordwood.engine.index import VolumeRow, VolumeState
+from cordwood.engine.rows import VolumeRow, VolumeState
 from cordwood.engine.volume import ActiveVolume, NewRecord, Place, Volumes
 
 RESERVE_BYTES = 8 << 20  # left free by writes that add data, so that the index and deletes still have room

@@ -30,7 +30,8 @@ from cordwood.engine.format import (
     UploadHead,
     chunk_record_length,
 )
-from cordwood.engine.index import (
+from cordwood.engine.index import Txn
+from cordwood.engine.rows import (
     CHECKSUM_ALGORITHMS,
     NO_PLACE,
     STORAGE_CLASSES,
@@ -41,7 +42,6 @@ from cordwood.engine.index import (
     ObjectRow,
     PartRow,
     RowFlag,
-    Txn,
     UploadRow,
     VolumeRow,
     id_key,

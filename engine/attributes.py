@@ -23,7 +23,7 @@ from cordwood.engine.clock import milliseconds, tick
 from cordwood.engine.commit import Decision
 from cordwood.engine.errors import Conflict, DeleteMarkerFound, KeyNotFound, Locked, VersionNotFound
 from cordwood.engine.format import AttrsHead
-from cordwood.engine.index import ObjectRow, RowFlag, Txn
+from cordwood.engine.index import Txn
 from cordwood.engine.model import version_clock, version_id_of
 from cordwood.engine.operations import (
     check_kept,
@@ -33,6 +33,7 @@ from cordwood.engine.operations import (
     lock_of_row,
     require_bucket,
 )
+from cordwood.engine.rows import ObjectRow, RowFlag
 
 
 @dataclass(slots=True)

@@ -46,11 +46,12 @@ from cordwood.engine.format import (
     decode_chunk_head,
 )
 from cordwood.engine.fs import REAL, FileSystem
-from cordwood.engine.index import Index, VolumeRow, VolumeState
+from cordwood.engine.index import Index
 from cordwood.engine.liveness import Life, describe, life_of, read_head
 from cordwood.engine.opening import Identity, Options
 from cordwood.engine.probe import probe_index
 from cordwood.engine.rebuild import RebuildReport, rebuild_index
+from cordwood.engine.rows import VolumeRow, VolumeState
 from cordwood.engine.volume import Place, Record, VolumeFile, Volumes, volume_id_of
 from cordwood.engine.walk import Damage, walk
 

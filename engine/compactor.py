@@ -42,7 +42,7 @@ from cordwood.engine.filling import (
     settle_leftovers,
 )
 from cordwood.engine.format import CHUNK_ID_SIZE, SUPERBLOCK_SIZE, Header
-from cordwood.engine.index import Txn, VolumeRow, VolumeState
+from cordwood.engine.index import Txn
 from cordwood.engine.liveness import (
     Life,
     describe,
@@ -54,6 +54,7 @@ from cordwood.engine.liveness import (
     references_into,
 )
 from cordwood.engine.recovery import remove_retired
+from cordwood.engine.rows import VolumeRow, VolumeState
 from cordwood.engine.volume import Place, Record, VolumeFile
 from cordwood.engine.walk import Damage, walk
 

@@ -18,17 +18,16 @@ import msgspec
 
 from cordwood.engine.errors import Corrupt
 from cordwood.engine.format import CHUNK_ID_SIZE, chunk_record_length
-from cordwood.engine.index import (
+from cordwood.engine.index import Index, Txn
+from cordwood.engine.rows import (
     AttrsRow,
     BucketRow,
     ChunkRow,
     DirectoryRow,
-    Index,
     Kind,
     ObjectRow,
     PartRow,
     RowFlag,
-    Txn,
     UploadRow,
     VolumeRow,
     VolumeState,

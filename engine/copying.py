@@ -16,10 +16,11 @@ from cordwood.engine.clock import milliseconds
 from cordwood.engine.core import Core, Moved
 from cordwood.engine.errors import Conflict, EntityTooSmall, InvalidPart, InvalidPartOrder, InvalidState
 from cordwood.engine.format import ChunkRef, Manifest, PartHead, PartInManifest, decode_head
-from cordwood.engine.index import PartRow, Txn
+from cordwood.engine.index import Txn
 from cordwood.engine.model import Conditions, ObjectInfo, PartInfo
 from cordwood.engine.operations import Content, Description, PutObject
 from cordwood.engine.reader import ObjectReader
+from cordwood.engine.rows import PartRow
 from cordwood.engine.uploads import CompleteUpload
 from cordwood.engine.writer import PartWriter
 

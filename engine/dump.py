@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from cordwood.engine import namespace
-from cordwood.engine.index import AttrsRow, ChunkRow, ObjectRow, PartRow, RowFlag, Txn, UploadRow, id_key
+from cordwood.engine.index import Txn
+from cordwood.engine.rows import AttrsRow, ChunkRow, ObjectRow, PartRow, RowFlag, UploadRow, id_key
 
 
 def logical_dump(txn: Txn) -> dict[str, Any]:

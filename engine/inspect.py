@@ -32,8 +32,9 @@ from cordwood.engine.format import (
     decode_chunk_head,
 )
 from cordwood.engine.fs import REAL, FileSystem
-from cordwood.engine.index import ChunkRow, Index, ObjectRow, RowFlag, VolumeState, id_key
+from cordwood.engine.index import Index
 from cordwood.engine.liveness import read_head
+from cordwood.engine.rows import ChunkRow, ObjectRow, RowFlag, VolumeState, id_key
 from cordwood.engine.volume import Record, VolumeFile, Volumes
 from cordwood.engine.walk import Damage, walk
 

@@ -14,16 +14,7 @@ from collections.abc import Callable, Iterator
 
 from cordwood.engine import namespace
 from cordwood.engine.clock import milliseconds
-from cordwood.engine.index import (
-    CHECKSUM_ALGORITHMS,
-    STORAGE_CLASSES,
-    BucketRow,
-    ObjectRow,
-    RowFlag,
-    Txn,
-    UploadRow,
-    id_key,
-)
+from cordwood.engine.index import Txn
 from cordwood.engine.model import (
     Listing,
     ObjectEntry,
@@ -35,6 +26,15 @@ from cordwood.engine.model import (
     version_id_of,
 )
 from cordwood.engine.operations import find_version
+from cordwood.engine.rows import (
+    CHECKSUM_ALGORITHMS,
+    STORAGE_CLASSES,
+    BucketRow,
+    ObjectRow,
+    RowFlag,
+    UploadRow,
+    id_key,
+)
 from cordwood.engine.uploads import upload_id_of
 
 _ALGORITHMS_OF_BITS: dict[int, tuple[str, ...]] = {0: ()}

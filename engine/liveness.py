@@ -28,15 +28,14 @@ from cordwood.engine.format import (
     chunk_record_length,
     decode_head,
 )
-from cordwood.engine.index import (
+from cordwood.engine.index import Index, Txn
+from cordwood.engine.rows import (
     AttrsRow,
     BucketRow,
     ChunkRow,
     DirectoryRow,
-    Index,
     ObjectRow,
     PartRow,
-    Txn,
     UploadRow,
     VolumeRow,
     id_key,

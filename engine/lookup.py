@@ -28,10 +28,11 @@ from cordwood.engine.errors import (
     WouldBlock,
 )
 from cordwood.engine.format import AttrsHead, Layout, Manifest, ObjectHead, RecordType, decode_head
-from cordwood.engine.index import AttrsRow, ObjectRow, RowFlag, Txn
+from cordwood.engine.index import Txn
 from cordwood.engine.model import Conditions, ObjectInfo, lookup_key, version_clock, version_id_of
 from cordwood.engine.operations import find_version, object_info, require_bucket, row_etag
 from cordwood.engine.reader import ObjectReader
+from cordwood.engine.rows import AttrsRow, ObjectRow, RowFlag
 
 Range = tuple[int | None, int | None]
 _OBJECT = int(RecordType.OBJECT)

@@ -21,7 +21,7 @@ from cordwood.engine.compactor import CompactionPolicy, CompactionReport, Compac
 from cordwood.engine.core import Core
 from cordwood.engine.errors import CordwoodError, StoreNotFound
 from cordwood.engine.fs import REAL, FileSystem
-from cordwood.engine.index import UploadRow
+from cordwood.engine.rows import UploadRow
 from cordwood.engine.scrub import Scrubber, ScrubStatus, read_status
 from cordwood.engine.uploads import AbortUpload, upload_id_of
 

@@ -26,7 +26,7 @@ from cordwood.engine.copying import RENAMED
 from cordwood.engine.core import Core
 from cordwood.engine.errors import Conflict, InvalidArgument, KeyNotFound, PreconditionFailed, TokenReused
 from cordwood.engine.format import Layout, Manifest
-from cordwood.engine.index import ObjectRow, RowFlag, Txn
+from cordwood.engine.index import Txn
 from cordwood.engine.model import Conditions, ObjectInfo, encode_key, lookup_key
 from cordwood.engine.operations import (
     DeleteObject,
@@ -37,6 +37,7 @@ from cordwood.engine.operations import (
     row_etag,
 )
 from cordwood.engine.reader import ObjectReader
+from cordwood.engine.rows import ObjectRow, RowFlag
 
 
 @dataclass(slots=True)

@@ -22,7 +22,8 @@ from typing import Any
 
 from blake3 import blake3
 
-from cordwood.engine.index import Kind, RowFlag, Txn, id_key, pack_directory_entry, unpack_directory_entry
+from cordwood.engine.index import Txn
+from cordwood.engine.rows import Kind, RowFlag, id_key, pack_directory_entry, unpack_directory_entry
 
 PIECE_MAX = 480
 _CONTINUATION_ROW = bytes([Kind.CONTINUATION])

@@ -44,16 +44,7 @@ from cordwood.engine.format import (
     UploadHead,
     encoded_size,
 )
-from cordwood.engine.index import (
-    CHECKSUM_ALGORITHMS,
-    BucketRow,
-    ObjectRow,
-    RowFlag,
-    Txn,
-    VolumeState,
-    id_key,
-    version_key,
-)
+from cordwood.engine.index import Txn
 from cordwood.engine.model import (
     BucketInfo,
     Conditions,
@@ -62,6 +53,15 @@ from cordwood.engine.model import (
     etag_of,
     version_clock,
     version_id_of,
+)
+from cordwood.engine.rows import (
+    CHECKSUM_ALGORITHMS,
+    BucketRow,
+    ObjectRow,
+    RowFlag,
+    VolumeState,
+    id_key,
+    version_key,
 )
 
 RECORD_OVERHEAD = 512

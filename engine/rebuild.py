@@ -29,18 +29,9 @@ from cordwood.engine.core import read_manifest
 from cordwood.engine.errors import Corrupt
 from cordwood.engine.format import SUPERBLOCK_SIZE, ChunkRef, Flag, RecordType
 from cordwood.engine.fs import FileSystem
-from cordwood.engine.index import (
-    ChunkRow,
-    Index,
-    Kind,
-    ObjectRow,
-    PartRow,
-    RowFlag,
-    Txn,
-    VolumeRow,
-    VolumeState,
-)
+from cordwood.engine.index import Index, Txn
 from cordwood.engine.recovery import Change, change_of
+from cordwood.engine.rows import ChunkRow, Kind, ObjectRow, PartRow, RowFlag, VolumeRow, VolumeState
 from cordwood.engine.volume import Place, VolumeFile, Volumes
 
 _log = logging.getLogger("cordwood.engine")

@@ -41,11 +41,8 @@ from cordwood.engine.format import (
     decode_head,
 )
 from cordwood.engine.fs import FileSystem
-from cordwood.engine.index import (
-    Index,
-    VolumeRow,
-    VolumeState,
-)
+from cordwood.engine.index import Index
+from cordwood.engine.rows import VolumeRow, VolumeState
 from cordwood.engine.volume import ActiveVolume, Place, Record, VolumeFile, Volumes
 
 _log = logging.getLogger("cordwood.engine")

@@ -29,9 +29,10 @@ from cordwood.engine.errors import CordwoodError, Corrupt
 from cordwood.engine.filling import Pacer, change
 from cordwood.engine.format import CHUNK_ID_SIZE, SUPERBLOCK_SIZE, Flag, RecordType
 from cordwood.engine.fs import REAL, FileSystem
-from cordwood.engine.index import Txn, VolumeRow, VolumeState
+from cordwood.engine.index import Txn
 from cordwood.engine.inspect import objects_with_chunks
 from cordwood.engine.liveness import Life, describe, life_of, read_head, references_into
+from cordwood.engine.rows import VolumeRow, VolumeState
 from cordwood.engine.volume import Place, Record, VolumeFile
 from cordwood.engine.walk import Damage, walk
 

@@ -37,7 +37,7 @@ from cordwood.engine.errors import (
 )
 from cordwood.engine.format import UploadHead, decode_head
 from cordwood.engine.fs import REAL, FileSystem
-from cordwood.engine.index import STORAGE_CLASSES, Txn, UploadRow
+from cordwood.engine.index import Txn
 from cordwood.engine.lookup import Range
 from cordwood.engine.maintenance import Maintenance
 from cordwood.engine.model import (
@@ -68,6 +68,7 @@ from cordwood.engine.operations import (
     require_bucket,
 )
 from cordwood.engine.reader import ObjectReader
+from cordwood.engine.rows import STORAGE_CLASSES, UploadRow
 from cordwood.engine.uploads import AbortUpload, CreateUpload, require_upload, upload_info
 from cordwood.engine.volume import Place
 from cordwood.engine.writer import Data, ObjectWriter, PartWriter, describe, fill

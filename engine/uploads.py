@@ -16,7 +16,7 @@ from cordwood.engine.clock import milliseconds
 from cordwood.engine.commit import Decision
 from cordwood.engine.errors import Conflict, UploadNotFound
 from cordwood.engine.format import BucketHead, Manifest, PartHead, UploadHead
-from cordwood.engine.index import Txn, UploadRow
+from cordwood.engine.index import Txn
 from cordwood.engine.model import ObjectInfo, PartInfo, UploadInfo
 from cordwood.engine.operations import (
     RECORD_OVERHEAD,
@@ -30,6 +30,7 @@ from cordwood.engine.operations import (
     require_bucket,
     write_chunked,
 )
+from cordwood.engine.rows import UploadRow
 
 _SECRET_SIZE = 8
 _UPLOAD_ID = re.compile(rf"[0-9a-f]{{{16 + 2 * _SECRET_SIZE}}}")

@@ -22,9 +22,9 @@ from cordwood.engine.commit import Pending
 from cordwood.engine.core import Core, Moved
 from cordwood.engine.errors import Corrupt, InvalidState
 from cordwood.engine.format import CHUNK_ID_SIZE, ChunkRef, chunk_record_length
-from cordwood.engine.index import ChunkRow
 from cordwood.engine.model import Conditions, ObjectInfo, PartInfo
 from cordwood.engine.operations import Content, Description, PutObject
+from cordwood.engine.rows import ChunkRow
 from cordwood.engine.uploads import PutPart
 from cordwood.engine.volume import Place
 

@@ -12,7 +12,7 @@ import struct
 
 import msgspec
 
-from cordwood.engine.index import (
+from cordwood.engine.rows import (
     BucketRow,
     ChunkRow,
     DirectoryRow,

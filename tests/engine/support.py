@@ -18,9 +18,9 @@ from typing import Any
 from cordwood.engine import Store, rebuild
 from cordwood.engine.format import SUPERBLOCK_SIZE, Header, Manifest, RecordType, decode_head
 from cordwood.engine.fs import REAL, Buffer, FileSystem
-from cordwood.engine.index import AttrsRow, ObjectRow, PartRow, RowFlag
 from cordwood.engine.opening import read_identity
 from cordwood.engine.rebuild import chunked_places
+from cordwood.engine.rows import AttrsRow, ObjectRow, PartRow, RowFlag
 from cordwood.engine.volume import Record, VolumeFile, Volumes, volume_id_of, volume_name
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -10,7 +10,7 @@ import pytest
 
 from cordwood.engine import CheckReport, Store, check_store, errors
 from cordwood.engine.format import RecordType
-from cordwood.engine.index import ChunkRow, VolumeRow, volume_key
+from cordwood.engine.rows import ChunkRow, VolumeRow, volume_key
 from tests.engine.history import SIZES, History
 from tests.engine.support import copy_store, flip, noise, records_of, volume_paths
 

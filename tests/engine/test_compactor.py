@@ -28,7 +28,8 @@ from cordwood.engine.core import Core
 from cordwood.engine.filling import change
 from cordwood.engine.format import RecordType
 from cordwood.engine.fs import REAL, Buffer, FileSystem
-from cordwood.engine.index import Txn, VolumeState
+from cordwood.engine.index import Txn
+from cordwood.engine.rows import VolumeState
 from cordwood.engine.volume import Place
 from tests.engine.history import SIZES, History
 from tests.engine.support import (

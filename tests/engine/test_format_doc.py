@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cordwood.engine import check, compactor, errors, format, index, namespace, opening, scrub
+from cordwood.engine import check, compactor, errors, format, index, namespace, opening, rows, scrub
 from tests.engine.support import ROOT, small
 
 TEXT = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
@@ -63,7 +63,7 @@ def layout(packed: struct.Struct, names: list[str]) -> list[Row]:
 PLACE = ["volume", "offset", "length"]
 SUPERBLOCK = ["magic", "version", "header_size", *format.Superblock._fields]
 HEADER = ["magic", "version", *format.Header._fields]
-OBJECT = list(index.ObjectRow._fields)
+OBJECT = list(rows.ObjectRow._fields)
 
 STRUCTS: dict[str, list[Row]] = {
     "Superblock": [
@@ -74,16 +74,16 @@ STRUCTS: dict[str, list[Row]] = {
     "Record header": [*layout(format._HEADER, HEADER), [str(format._HEADER_CRC_AT), "u32", "header_crc"]],
     "Manifest header": layout(format._MANIFEST, ["count", "parts_length"]),
     "Manifest entry": layout(format._ENTRY, ["id", "end", "offset", "volume"]),
-    "Object row": layout(index._OBJECT, ["kind", *OBJECT[:-2]]),
-    "Object row group": layout(index._GROUP, OBJECT[-2:]),
-    "Directory entry": layout(index._ENTRY_ID, ["kind", "directory"]),
-    "Directory row": layout(index._DIRECTORY, [*index.DirectoryRow._fields[:3], *PLACE]),
-    "Bucket row": layout(index._BUCKET, [index.BucketRow._fields[0], *PLACE]),
-    "Chunk row": layout(index._CHUNK, list(index.ChunkRow._fields)),
-    "Upload row": layout(index._UPLOAD, ["clock", *PLACE, "secret"]),
-    "Part row": layout(index._PART, ["clock", *PLACE, "size", "md5"]),
-    "Attrs row": layout(index._ATTRS, ["clock", *PLACE, *index.AttrsRow._fields[2:]]),
-    "Volume row": layout(index._VOLUME, list(index.VolumeRow._fields)),
+    "Object row": layout(rows._OBJECT, ["kind", *OBJECT[:-2]]),
+    "Object row group": layout(rows._GROUP, OBJECT[-2:]),
+    "Directory entry": layout(rows._ENTRY_ID, ["kind", "directory"]),
+    "Directory row": layout(rows._DIRECTORY, [*rows.DirectoryRow._fields[:3], *PLACE]),
+    "Bucket row": layout(rows._BUCKET, [rows.BucketRow._fields[0], *PLACE]),
+    "Chunk row": layout(rows._CHUNK, list(rows.ChunkRow._fields)),
+    "Upload row": layout(rows._UPLOAD, ["clock", *PLACE, "secret"]),
+    "Part row": layout(rows._PART, ["clock", *PLACE, "size", "md5"]),
+    "Attrs row": layout(rows._ATTRS, ["clock", *PLACE, *rows.AttrsRow._fields[2:]]),
+    "Volume row": layout(rows._VOLUME, list(rows.VolumeRow._fields)),
 }
 
 
@@ -95,10 +95,10 @@ def test_every_struct_has_its_offset_table_and_they_agree(name: str) -> None:
 def test_no_struct_is_without_a_table() -> None:
     documented = {name for name, first in TABLES if first == "Offset"}
     assert documented == set(STRUCTS)
-    known = {id(each) for each in (format._CRC, format._WITH_CRC, index._U64)}
+    known = {id(each) for each in (format._CRC, format._WITH_CRC, rows._U64)}
     mine = [
         each
-        for module in (format, index)
+        for module in (format, rows)
         for each in vars(module).values()
         if isinstance(each, struct.Struct)
     ]
@@ -114,9 +114,9 @@ def test_rows_and_fields_are_packed_in_the_order_that_is_written_down() -> None:
     assert parsed._replace(head_crc=0, body_crc=0) == header._replace(head_crc=0, body_crc=0)
     superblock = format.Superblock(b"s" * 16, 2, b"t" * 16, 3, 4)
     assert format.Superblock.unpack(superblock.pack(), "here") == superblock
-    row = index.ObjectRow(1, 2, 3, 4, 5, 6, 7, 8, 9, b"m" * 16)
+    row = rows.ObjectRow(1, 2, 3, 4, 5, 6, 7, 8, 9, b"m" * 16)
     assert struct.unpack("<BBBxHHIIQQQ16s", row.pack()) == (1, *row[:10])
-    assert index.VolumeRow(1, 2, 3, 4).pack() == struct.pack("<B7xQQQ", 1, 2, 3, 4)
+    assert rows.VolumeRow(1, 2, 3, 4).pack() == struct.pack("<B7xQQQ", 1, 2, 3, 4)
 
 
 HEADS: dict[str, type[format._Head]] = {
@@ -171,9 +171,9 @@ def numbers(enum: type[IntEnum] | type) -> list[tuple[str, str]]:
         ("Record header", "Record type", format.RecordType),
         ("Record header", "Flag", format.Flag),
         ("Object head", "Layout", format.Layout),
-        ("Index", "Row kind", index.Kind),
-        ("Object row group", "Row flag", index.RowFlag),
-        ("Volume row", "Volume state", index.VolumeState),
+        ("Index", "Row kind", rows.Kind),
+        ("Object row group", "Row flag", rows.RowFlag),
+        ("Volume row", "Volume state", rows.VolumeState),
     ],
 )
 def test_every_number_has_its_name(heading: str, title: str, enum: type) -> None:
@@ -190,8 +190,8 @@ def test_constants_tables_lists_and_names_agree() -> None:
         assert getattr(module, name) == int(value), name
     assert [row[0] for row in TABLES["Index", "Table"]] == list(index._TABLES)
     for title, expected in (
-        ("Storage classes, from 0: ", index.STORAGE_CLASSES),
-        ("Checksum algorithms, from bit 0: ", index.CHECKSUM_ALGORITHMS),
+        ("Storage classes, from 0: ", rows.STORAGE_CLASSES),
+        ("Checksum algorithms, from bit 0: ", rows.CHECKSUM_ALGORITHMS),
     ):
         line = next(line for line in TEXT.splitlines() if line.startswith(title))
         assert line.removeprefix(title).removesuffix(".").split(", ") == list(expected)

@@ -312,7 +312,7 @@ def test_a_row_that_points_nowhere_sensible_is_corrupt(path: Path) -> None:
         core = store._core
         with core.index.read() as txn:
             rows = list(txn.items(b"", txn.tables.chunks))
-        from cordwood.engine.index import ChunkRow
+        from cordwood.engine.rows import ChunkRow
 
         chunk_id, packed = rows[0]
         good = ChunkRow.unpack(packed)

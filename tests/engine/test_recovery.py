@@ -16,7 +16,7 @@ import pytest
 
 from cordwood.engine import Store, errors, rebuild
 from cordwood.engine.format import HEADER_SIZE, RecordType
-from cordwood.engine.index import VolumeState
+from cordwood.engine.rows import VolumeState
 from tests.engine.support import (
     check_accounts,
     check_rebuilt,

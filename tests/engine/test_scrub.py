@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cordwood.engine import Maintenance, Store, scrub_status
-from cordwood.engine.index import VolumeState
+from cordwood.engine.rows import VolumeState
 from cordwood.engine.scrub import STATUS_NAME
 from tests.engine.history import SIZES, History
 from tests.engine.support import flip, volume_paths

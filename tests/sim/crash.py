@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cordwood.engine import Store, check_store, rebuild
-from cordwood.engine.index import NO_PLACE, DirectoryRow, VolumeState
+from cordwood.engine.rows import NO_PLACE, DirectoryRow, VolumeState
 from tests.sim.faulty_fs import FaultyFileSystem, Image, watching_index
 from tests.sim.model import Model
 from tests.sim.rules import LONG, OPTIONS, Step, World, difference, observe
