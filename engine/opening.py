@@ -364,15 +364,19 @@ def _remove_mark(fs: FileSystem, directory: Path, mark: int) -> None:
 def _restore_index(
     fs: FileSystem, directory: Path, volumes: Volumes, identity: Identity, map_size: int
 ) -> None:
-    """Makes a new index where there is none, or where a power cut may have torn the one there is."""
+    """Makes a new index where there is none, or where a power cut may have torn the one there is.
+
+    The first index of a store as well: LMDB makes its file with unsynced writes, and must not do that under its name.
+    """
     unsynced = directory / UNSYNCED_NAME
     torn = fs.size_of(unsynced) is not None and fs.read_file(unsynced).strip() != _boot_id(fs)
     missing = not fs.size_of(
         directory / INDEX_NAME / "data.mdb"
     )  # LMDB would make an empty index of an empty file
-    if (missing and volumes.ids()) or torn:
+    if missing or torn:
         why = "was not synced before the last power cut" if torn else "is missing"
-        _log.warning("%s %s: rebuilding it from the volumes", directory / INDEX_NAME, why)
+        if volumes.ids():
+            _log.warning("%s %s: rebuilding it from the volumes", directory / INDEX_NAME, why)
         replace_index(fs, directory, volumes, identity.store, map_size=map_size)
     if torn:
         fs.unlink_if_there(unsynced)

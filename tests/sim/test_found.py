@@ -326,3 +326,25 @@ def test_what_was_refused_for_lack_of_room_does_not_come_back_after_a_crash(path
 def test_the_index_is_synced_by_what_the_tests_believe_syncs_it() -> None:
     """The power cuts of this folder hook these methods; a rename must not silence them."""
     assert all(hasattr(Index, name) for name in ("commit", "sync", "_cover_last_page"))
+
+
+def test_the_first_index_appears_under_its_name_when_it_is_whole(path: Path) -> None:
+    """LMDB makes its file with writes that are not synced: a power cut left a store that did not open."""
+
+    class Watching(FaultyFileSystem):
+        seen: list[str] = []  # noqa: RUF012  # one test, one list
+
+        def sync_directory(self, path: Path) -> None:
+            self.seen.append(path.name)
+            super().sync_directory(path)
+
+        def rename(self, source: Path, target: Path) -> None:
+            if target.name == "index":
+                assert "index.new" in self.seen, "its directory was synced before"
+                assert (source / "data.mdb").stat().st_size > 8192
+                self.seen.append("published")
+            super().rename(source, target)
+
+    fs = Watching()
+    with small(path, fs=fs):
+        assert "published" in fs.seen
