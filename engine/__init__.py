@@ -40,6 +40,7 @@ from cordwood.engine.model import (
     check_bucket_name,
 )
 from cordwood.engine.opening import rebuild
+from cordwood.engine.outbox import Message, Outbox
 from cordwood.engine.reader import ObjectReader, Span
 from cordwood.engine.rebuild import RebuildReport
 from cordwood.engine.scrub import ScrubStatus
@@ -58,10 +59,12 @@ __all__ = [
     "DeleteResult",
     "Listing",
     "Maintenance",
+    "Message",
     "ObjectEntry",
     "ObjectInfo",
     "ObjectReader",
     "ObjectWriter",
+    "Outbox",
     "PartInfo",
     "PartListing",
     "PartWriter",

@@ -197,6 +197,14 @@ class Decision:
 Batch = list[tuple[Operation[Any], Pending[Any]]]
 
 
+class Commits(Protocol):
+    """The way from an operation to its commit, as writers and the store see it."""
+
+    def submit(self, operation: Operation[T], *, wake: bool = True) -> Pending[T]: ...
+
+    def execute(self, operation: Operation[T]) -> T: ...
+
+
 class Committer:
     """Takes operations from any thread and commits them in batches, on its own thread or on a waiting caller's."""
 

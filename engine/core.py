@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cordwood.engine.announcing import Announce, AnnouncingCommits
 from cordwood.engine.appender import Appender
-from cordwood.engine.commit import Committer
+from cordwood.engine.commit import Commits, Committer
 from cordwood.engine.errors import Corrupt, ReadOnly
 from cordwood.engine.format import Manifest
 from cordwood.engine.fs import FileSystem
@@ -39,12 +40,16 @@ class Core:
     chunk_size: int
     inline_max: int
     dedup: bool
+    announce: Announce | None = None
+    """What makes the messages about each change; None: changes have none."""
 
-    def writing(self) -> tuple[Appender, Committer]:
+    def writing(self) -> tuple[Appender, Commits]:
         """What a writer needs; ReadOnly when the store takes no writes."""
         self.health.check()
         if self.appender is None or self.committer is None:
             raise ReadOnly("the store was opened read-only")
+        if self.announce is not None:
+            return self.appender, AnnouncingCommits(self.committer, self.announce)
         return self.appender, self.committer
 
     def volume(self, volume: int) -> VolumeFile:

@@ -20,14 +20,16 @@ from typing import Any, TypeVar
 import msgspec
 
 from cordwood.engine import copying, listing, lookup, opening
+from cordwood.engine.announcing import OUTBOX
 from cordwood.engine.attributes import SetAttrs
 from cordwood.engine.batch import Batch
 from cordwood.engine.cipher import Cipher
-from cordwood.engine.commit import Committer, Operation, Pending
+from cordwood.engine.commit import Commits, Operation, Pending
 from cordwood.engine.core import MOVED_RETRIES, Core, Moved
 from cordwood.engine.dump import logical_dump
 from cordwood.engine.edits import Edits, retrying
 from cordwood.engine.errors import (
+    BucketNotFound,
     Closed,
     CordwoodError,
     Corrupt,
@@ -177,13 +179,15 @@ class Store(Edits):
         self._execute(DeleteBucket(name))
 
     def head_bucket(self, name: str) -> BucketInfo:
+        if name == OUTBOX:
+            raise BucketNotFound(name)
         with self._read() as txn:
             return bucket_info(require_bucket(txn, name))
 
     def list_buckets(self) -> list[BucketInfo]:
         """All buckets by name."""
         with self._read() as txn:
-            return [bucket_info(row) for row in txn.buckets()]
+            return [bucket_info(row) for row in txn.buckets() if row.head.name != OUTBOX]
 
     def update_bucket(
         self, name: str, *, versioning: str | None = None, attrs: Mapping[str, Any] | None = None
@@ -653,7 +657,7 @@ class Store(Edits):
         self._check_open()
         return self._core.index.read()
 
-    def _committer(self) -> Committer:
+    def _committer(self) -> Commits:
         self._check_open()
         return self._core.writing()[1]
 
