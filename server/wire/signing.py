@@ -63,15 +63,22 @@ def canonical_query(pairs: Iterable[tuple[str, str]]) -> str:
     return "&".join([f"{name}={value}" for name, value in encoded])
 
 
-def canonical_request(
-    method: str, path: str, query: str, headers: Sequence[tuple[str, str]], payload_hash: str
-) -> str:
-    """Join canonical parts. `headers` are the signed ones, lower case, in the order of SignedHeaders."""
-    lines = "".join([f"{name}:{value}\n" for name, value in headers])
-    if "  " in lines or "\t" in lines:
-        lines = _BLANKS.sub(" ", lines)
-    names = ";".join([name for name, _ in headers])
-    return f"{method}\n{path}\n{query}\n{lines}\n{names}\n{payload_hash}"
+@lru_cache(maxsize=256)
+def header_pattern(names: tuple[str, ...]) -> str:
+    """The signed headers in a canonical request, a place for each value: their lines, an empty one, their names."""
+    escaped = [name.replace("%", "%%") for name in names]
+    return "".join([f"{name}:%s\n" for name in escaped]) + "\n" + ";".join(escaped)
+
+
+def fill_header_pattern(pattern: str, values: tuple[str, ...]) -> str:
+    """Blanks within a value count as one."""
+    filled = pattern % values
+    return _BLANKS.sub(" ", filled) if "  " in filled or "\t" in filled else filled
+
+
+def canonical_request(method: str, path: str, query: str, headers: str, payload_hash: str) -> str:
+    """Join canonical parts. `headers` is a filled pattern: lower-case names in the order of SignedHeaders."""
+    return f"{method}\n{path}\n{query}\n{headers}\n{payload_hash}"
 
 
 def string_to_sign(amz_date: str, scope: str, canonical: str) -> str:
@@ -86,11 +93,38 @@ def signing_key(secret_key: str, day: str, region: str, service: str) -> bytes:
     return key
 
 
+class Signer:
+    """HMAC-SHA256 (RFC 2104) under one key whose two pads are hashed once: half the cost of `hmac.digest`."""
+
+    __slots__ = ("_inner", "_outer", "key")
+
+    def __init__(self, key: bytes) -> None:
+        assert len(key) <= _SHA256_BLOCK_BYTES
+        padded = key.ljust(_SHA256_BLOCK_BYTES, b"\0")
+        self.key = key
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in padded))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in padded))
+
+    def sign(self, text: str) -> str:
+        """Like the function."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(text.encode())
+        outer.update(inner.digest())
+        return outer.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def signer(secret_key: str, day: str, region: str, service: str) -> Signer:
+    """With the `signing_key` of these."""
+    return Signer(signing_key(secret_key, day, region, service))
+
+
 def sign(key: bytes, text: str) -> str:
     """The signature, 64 lower-case hexadecimal digits."""
     return hmac.digest(key, text.encode(), "sha256").hex()
 
 
+_SHA256_BLOCK_BYTES: Final = 64
 _IS_PLAIN_PATH: Final = re.compile(r"[A-Za-z0-9\-._~/]*").fullmatch
 _IS_PLAIN: Final = re.compile(r"[A-Za-z0-9\-._~]*").fullmatch
 _BLANKS: Final = re.compile(r"[ \t]+")
@@ -137,7 +171,7 @@ def sign_headers(
     path, query, host = _split_url(url)
     signed.setdefault("host", host)
     pairs = sorted((name, value) for name, value in signed.items() if name not in _NOT_SIGNED)
-    canonical = canonical_request(method, path, canonical_query(query), pairs, payload_sha256)
+    canonical = canonical_request(method, path, canonical_query(query), _signed(pairs), payload_sha256)
     signature = sign(key, string_to_sign(amz_date, scope, canonical))
     added["authorization"] = (
         f"{ALGORITHM} Credential={credential.access_key}/{scope}, "
@@ -174,10 +208,15 @@ def presign_url(
         ("X-Amz-Expires", str(expires_s)),
         ("X-Amz-SignedHeaders", ";".join(name for name, _ in pairs)),
     ]
-    canonical = canonical_request(method, path, canonical_query(query), pairs, UNSIGNED_PAYLOAD)
+    canonical = canonical_request(method, path, canonical_query(query), _signed(pairs), UNSIGNED_PAYLOAD)
     signature = sign(key, string_to_sign(amz_date, scope, canonical))
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}{path}?{canonical_query(query)}&X-Amz-Signature={signature}"
+
+
+def _signed(pairs: Sequence[tuple[str, str]]) -> str:
+    names, values = zip(*pairs, strict=True)
+    return fill_header_pattern(header_pattern(names), values)
 
 
 def _key_for(credential: KeyPair, region: str, service: str, now: datetime) -> tuple[str, str, bytes]:

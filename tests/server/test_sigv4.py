@@ -6,6 +6,7 @@ Invariant: no signature counts unless the secret, the scope, the time and every 
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from cordwood.server.wire.errors import S3Error
 from cordwood.server.wire.http1 import RequestReceiver
 from cordwood.server.wire.message import RequestHead
-from cordwood.server.wire.signing import EMPTY_SHA256, presign_url, sign_headers
+from cordwood.server.wire.signing import EMPTY_SHA256, Signer, presign_url, sign, sign_headers
 from cordwood.server.wire.sigv4 import ANONYMOUS, Credential, Identity, PayloadPlan, Verified, authenticate
 
 
@@ -617,3 +618,10 @@ def test_an_anonymous_upload_may_have_trailers_but_no_signatures() -> None:
     assert verify(head).payload.kind == "streaming-unsigned-trailer"
     head = head_of("PUT", "/b/k", {"host": "h", **STREAM_HEADERS, "x-amz-content-sha256": SIGNED_STREAM})
     assert refusal(head).code == "InvalidRequest"
+
+
+@pytest.mark.parametrize("key", [b"", b"k", bytes(range(32)), b"\xff" * 64])
+def test_a_signer_computes_the_hmac_of_rfc_2104_any_number_of_times(key: bytes) -> None:
+    signer = Signer(key)
+    for text in ("", "one", "ä" * 1000, "one"):
+        assert signer.sign(text) == sign(key, text) == hmac.new(key, text.encode(), "sha256").hexdigest()
