@@ -45,7 +45,8 @@ def _free_port() -> int:
         return port
 
 
-def _servers(port: int, directory: Path, workers: int) -> dict[str, Server]:
+def servers(port: int, directory: Path, workers: int) -> dict[str, Server]:
+    """How each server is started, by name."""
     bin_ = Path(sys.executable).parent
     keys = {"AWS_ACCESS_KEY_ID": _ACCESS, "AWS_SECRET_ACCESS_KEY": _SECRET}
     cordwood = [
@@ -131,7 +132,7 @@ def main() -> None:
             ports[name] = _free_port()
             directory = base / name
             directory.mkdir()
-            server = _servers(ports[name], directory, options.workers)[name]
+            server = servers(ports[name], directory, options.workers)[name]
             processes.append(_start(server, ports[name], base / f"{name}.log"))
         figures: dict[Row, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
         for number in range(options.rounds):
