@@ -41,7 +41,7 @@ from cordwood.engine.model import (
 )
 from cordwood.engine.opening import rebuild
 from cordwood.engine.outbox import Message, Outbox
-from cordwood.engine.reader import ObjectReader, Span
+from cordwood.engine.reader import ObjectReader, Span, Spans
 from cordwood.engine.rebuild import RebuildReport
 from cordwood.engine.scrub import ScrubStatus
 from cordwood.engine.store import Store
@@ -72,6 +72,7 @@ __all__ = [
     "RebuildReport",
     "ScrubStatus",
     "Span",
+    "Spans",
     "Store",
     "StoreFigures",
     "UploadInfo",

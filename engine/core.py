@@ -8,10 +8,11 @@ ready for `Moved` and look it up again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cordwood.engine.announcing import Announce, AnnouncingCommits
 from cordwood.engine.appender import Appender
+from cordwood.engine.chunks import Verified
 from cordwood.engine.commit import Commits, Committer
 from cordwood.engine.errors import Corrupt, ReadOnly
 from cordwood.engine.format import Manifest
@@ -42,6 +43,7 @@ class Core:
     dedup: bool
     announce: Announce | None = None
     """What makes the messages about each change; None: changes have none."""
+    verified: Verified = field(default_factory=Verified)
 
     def writing(self) -> tuple[Appender, Commits]:
         """What a writer needs; ReadOnly when the store takes no writes."""

@@ -22,6 +22,7 @@ from pathlib import Path
 Buffer = bytes | bytearray | memoryview
 _IOV_MAX = 1024
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NOT_CACHED_ERRNOS = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL})  # or the kernel cannot tell
 
 
 class FileSystem:
@@ -64,10 +65,24 @@ class FileSystem:
         try:
             got = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
         except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
+            if error.errno in _NOT_CACHED_ERRNOS:
                 return None
             raise
         return bytes(buffer) if got == length else None
+
+    def read_into(self, fd: int, buffer: memoryview, offset: int, *, cached_only: bool = False) -> int:
+        """Fills `buffer` as far as the file goes; with `cached_only` as far as that needs no waiting for the disk."""
+        if not cached_only:
+            have = 0
+            while have < len(buffer) and (got := os.preadv(fd, [buffer[have:]], offset + have)):
+                have += got
+            return have
+        try:
+            return os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno in _NOT_CACHED_ERRNOS:
+                return 0
+            raise
 
     def write_all(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
         """Writes all buffers one after another at `offset`; goes on after short writes."""
@@ -89,6 +104,11 @@ class FileSystem:
         """Asks the kernel to forget synced pages, so that the next read comes from the disk. Best effort."""
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+    def will_read(self, fd: int, offset: int, length: int) -> None:
+        """Asks the kernel to fetch what will soon be read. Best effort, does not wait for it."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
 
     def truncate(self, fd: int, size: int) -> None:
         os.ftruncate(fd, size)

@@ -4,6 +4,7 @@ Must not know: how the object was found (store.py does that), buckets, S3.
 
 Invariants:
 * No byte is handed out whose CRC was not checked: small objects by their record, large ones by chunk or 64 KiB block.
+  For spans, whose bytes the kernel reads once more, checked at most `chunks.MEMORY_S` seconds before.
 * A chunk that was moved by compaction while reading is looked up again; a reader never fails because of it.
 * Of an encrypted object no byte is handed out before `unlock`, and then only what its cipher accepts, whole chunks.
 """
@@ -12,35 +13,34 @@ from __future__ import annotations
 
 import io
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from crc32c import crc32c
-
+from cordwood.engine.chunks import body_offset, read_blocks, read_chunk, verify
 from cordwood.engine.cipher import Cipher
 from cordwood.engine.core import MOVED_RETRIES, Core, Moved
 from cordwood.engine.errors import Corrupt, InvalidState
 from cordwood.engine.format import (
     BLOCK_SIZE,
     CHUNK_ID_SIZE,
-    HEADER_SIZE,
     ChunkRef,
     Manifest,
-    RecordType,
-    chunk_head_length,
     chunk_record_length,
-    decode_chunk_head,
 )
 from cordwood.engine.model import ObjectInfo, PartInfo, etag_of
 from cordwood.engine.volume import Place, VolumeFile
 
+_Piece = tuple[ChunkRef, int, int, int]
+_AHEAD_SIZE = 8 << 20  # what the kernel is asked to fetch behind a span that had to wait for the disk
+
 
 class Span(NamedTuple):
-    """Verified bytes in a file: for os.sendfile. The descriptor stays valid until the next span or `close`."""
+    """Verified bytes in a file: for os.sendfile. The descriptor is valid as long as the span is kept."""
 
     fd: int
     offset: int
     length: int
+    file: VolumeFile
 
 
 class ObjectReader:
@@ -60,7 +60,6 @@ class ObjectReader:
     ) -> None:
         self._core = core
         self._manifest = manifest
-        self._held: VolumeFile | None = None
         self.info = info
         self.start = start
         self.length = length
@@ -81,8 +80,8 @@ class ObjectReader:
         self.close()
 
     def close(self) -> None:
-        """Lets go of the volume. Reading again is possible and takes it up anew."""
-        self._held = None
+        """Lets go of what was decrypted. Reading again is possible."""
+        self._last = None
 
     def unlock(self, cipher: Cipher) -> None:
         """Gives an encrypted object the cipher that wrote it. Corrupt when it is inline and the cipher refuses it."""
@@ -119,17 +118,29 @@ class ObjectReader:
         for ref, chunk_start, first, last in self._pieces(self.start, self.length):
             yield self._read(ref, chunk_start, first, last)
 
-    def spans(self) -> Iterator[Span]:
+    def spans(self) -> Spans:
         """The selected bytes as verified places in volume files. Inline objects have none: use `inline`. Nor have
         encrypted ones: InvalidState."""
         assert self.stored_inline is None
         if self.info.overhead:
             raise InvalidState("an encrypted object has no plain bytes in a file; iterate over it instead")
+        return Spans(self._core, self._pieces(self.start, self.length), self._find)
+
+    def read_cached(self) -> bytes | None:
+        """All selected bytes when they are in memory, for a thread that must not wait for the disk; else None.
+        InvalidState for an encrypted object."""
+        if self.inline is not None:
+            return self.inline
+        if self.info.overhead:
+            raise InvalidState("an encrypted object is not read without waiting; iterate over it instead")
+        blocks = []
         for ref, _, first, last in self._pieces(self.start, self.length):
-            _, place, file = self._read_piece(ref, first, last)
-            self._held = file
-            body_at = place.offset + HEADER_SIZE + chunk_head_length(ref.length)
-            yield Span(file.fd, body_at + first, last - first)
+            place, file = self._find(ref)
+            block = read_blocks(file, place, ref, first, last, cached_only=True)
+            if block is None:
+                return None
+            blocks.append(block)
+        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
 
     def read_at(self, position: int, length: int) -> bytes:
         """Up to `length` selected bytes from `position` within the selection; fewer at its end."""
@@ -162,7 +173,7 @@ class ObjectReader:
             for part in self._manifest.parts()
         ]
 
-    def _pieces(self, start: int, length: int) -> Iterator[tuple[ChunkRef, int, int, int]]:
+    def _pieces(self, start: int, length: int) -> Iterator[_Piece]:
         """Chunks that hold the bytes, each with its offset in the object, and the first and end offset wanted of it."""
         if self.info.overhead and self._cipher is None:
             raise InvalidState(f"{self.info.key!r} is encrypted; the reader needs its cipher first (unlock)")
@@ -184,9 +195,9 @@ class ObjectReader:
     def _read(self, ref: ChunkRef, chunk_start: int, first: int, last: int) -> bytes:
         """Bytes `first` to `last` of the chunk that begins at `chunk_start` of the object."""
         if self._cipher is None:
-            return self._read_piece(ref, first, last)[0]
+            return self._read_piece(ref, first, last)
         if self._last is None or self._last[0] != ref.id:
-            stored = self._read_piece(ref, 0, ref.length)[0]
+            stored = self._read_piece(ref, 0, ref.length)
             part, offset = 0, chunk_start
             if self._part_starts:
                 at = bisect_right(self._part_starts, chunk_start) - 1
@@ -206,16 +217,22 @@ class ObjectReader:
                 "encrypted for this place with this key"
             ) from None
 
-    def _read_piece(self, ref: ChunkRef, first: int, last: int) -> tuple[bytes, Place, VolumeFile]:
+    def _read_piece(self, ref: ChunkRef, first: int, last: int) -> bytes:
+        place, file = self._find(ref)
+        if first == 0 and last == ref.length:
+            return read_chunk(file, place, ref)
+        data = read_blocks(file, place, ref, first, last)
+        assert data is not None
+        return data
+
+    def _find(self, ref: ChunkRef) -> tuple[Place, VolumeFile]:
+        """Where a chunk is now, and the file that it is in: once open, that can be read though its name goes."""
         for _ in range(MOVED_RETRIES):
             place = self._locate(ref)
             try:
-                file = self._core.volume(place.volume)
+                return place, self._core.volume(place.volume)
             except Moved:
                 continue
-            if first == 0 and last == ref.length:
-                return _read_chunk(file, place, ref), place, file
-            return _read_blocks(file, place, ref, first, last), place, file
         raise Corrupt(f"volume {place.volume} is missing; it holds a chunk of {self.info.key!r}")
 
     def _locate(self, ref: ChunkRef) -> Place:
@@ -227,41 +244,39 @@ class ObjectReader:
         return Place(row.volume, row.offset, chunk_record_length(row.length))
 
 
-def _check_identity(
-    file: VolumeFile, place: Place, ref: ChunkRef, type_: int, chunk_id: bytes, length: int
-) -> None:
-    if type_ != RecordType.CHUNK or chunk_id != ref.id or length != ref.length:
-        raise Corrupt(
-            f"{file.where(place.offset)}: another record stands where chunk {ref.id.hex()} should be"
-        )
+class Spans:
+    """What `ObjectReader.spans` gives: a span at a time, by `take` or by iterating."""
 
+    def __init__(
+        self,
+        core: Core,
+        pieces: Iterator[_Piece],
+        find: Callable[[ChunkRef], tuple[Place, VolumeFile]],
+    ) -> None:
+        self._verified = core.verified
+        self._pieces = pieces
+        self._find = find
+        self._put_back: _Piece | None = None
 
-def _read_chunk(file: VolumeFile, place: Place, ref: ChunkRef) -> bytes:
-    record = file.read_record(place)
-    assert record is not None and record.body is not None
-    _check_identity(file, place, ref, record.header.type, record.head[:CHUNK_ID_SIZE], len(record.body))
-    return record.body
+    def take(self, *, wait: bool = True) -> Span | None:
+        """The next span, None behind the last. With `wait` false also None, and no harm done, when the disk would have
+        to be waited for."""
+        piece = self._put_back or next(self._pieces, None)
+        if piece is None:
+            return None
+        ref, _, first, last = piece
+        place, file = self._find(ref)
+        if not verify(self._verified, file, place, ref, first, last, cached_only=not wait):
+            self._put_back = piece
+            return None
+        self._put_back = None
+        if wait:
+            file.will_read(place.offset + place.length, _AHEAD_SIZE)
+        return Span(file.fd, body_offset(place, ref) + first, last - first, file)
 
-
-def _read_blocks(file: VolumeFile, place: Place, ref: ChunkRef, first: int, last: int) -> bytes:
-    """Bytes `first` to `last` of a chunk, reading and verifying only the 64 KiB blocks they lie in."""
-    where = file.where(place.offset)
-    head_length = chunk_head_length(ref.length)
-    start = first // BLOCK_SIZE * BLOCK_SIZE
-    stop = min(-(-last // BLOCK_SIZE) * BLOCK_SIZE, ref.length)
-    front = file.read(place.offset, HEADER_SIZE + head_length)
-    header = file.read_header(front, place.offset)
-    head = front[HEADER_SIZE:]
-    if header.head_length != head_length or crc32c(head) != header.head_crc:
-        raise Corrupt(f"{where}: chunk head does not match")
-    chunk_id, blocks = decode_chunk_head(head, ref.length, where)
-    _check_identity(file, place, ref, header.type, chunk_id, header.body_length)
-    data = memoryview(file.read(place.offset + HEADER_SIZE + head_length + start, stop - start))
-    for number in range(start // BLOCK_SIZE, -(-stop // BLOCK_SIZE)):
-        at = number * BLOCK_SIZE - start
-        if crc32c(data[at : at + BLOCK_SIZE]) != blocks[number]:
-            raise Corrupt(f"{where}: CRC of block {number} does not match")
-    return bytes(data[first - start : last - start])
+    def __iter__(self) -> Iterator[Span]:
+        while (span := self.take()) is not None:
+            yield span
 
 
 class _ReaderFile(io.RawIOBase):

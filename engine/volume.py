@@ -124,6 +124,19 @@ class VolumeFile:
     def read_cached(self, offset: int, length: int) -> bytes | None:
         return self._fs.read_cached(self.fd, length, offset)
 
+    def read_into(self, buffer: memoryview, offset: int, *, cached_only: bool = False) -> bool:
+        """Fills the buffer. False: `cached_only`, and not all of it is in memory."""
+        got = self._fs.read_into(self.fd, buffer, offset, cached_only=cached_only)
+        if got == len(buffer):
+            return True
+        if cached_only:
+            return False
+        raise Corrupt(f"{self.where(offset)}: {len(buffer)} bytes expected, the file ends after {got}")
+
+    def will_read(self, offset: int, length: int) -> None:
+        """These bytes will be wanted soon: the kernel may fetch them from the disk meanwhile."""
+        self._fs.will_read(self.fd, offset, length)
+
     def read_header(self, data: bytes | memoryview, offset: int) -> Header:
         """The header at the front of `data`, which was read at `offset`."""
         header = parse_header(data, offset, self.seed, 1 << 63)

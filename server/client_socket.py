@@ -30,7 +30,7 @@ from typing import Final
 import trio
 
 _SENDFILE_BYTES: Final = 1 << 20
-_TURN_BYTES: Final = 1 << 20  # bytes that may arrive without giving other connections a turn
+_TURN_BYTES: Final = 2 << 20  # bytes that may come or go without giving other connections a turn
 _SWEEP_S: Final = 0.25
 _ABANDON_AFTER_S: Final = 1.0
 FOREVER: Final = float("inf")
@@ -214,9 +214,14 @@ class ClientSocket:
                 raise Gone("the file ends before the span does")
             self._refill_send_budget(sent)
             offset += sent
+            self._turn_bytes += sent
+            if self._turn_bytes > _TURN_BYTES:  # a reader as fast as we are would never make us wait
+                self._turn_bytes = 0
+                await trio.lowlevel.checkpoint()
 
     async def _wait_to_send(self) -> None:
         begin = time.monotonic()
+        self._turn_bytes = 0
         self.deadline = begin + self._send_budget_s
         self._is_sending = True
         await trio.lowlevel.wait_writable(self._raw)

@@ -17,7 +17,7 @@ import os
 import socket
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from email.utils import formatdate
 from typing import Final
 
@@ -43,6 +43,7 @@ from cordwood.server.wire.message import (
     RequestTimeout,
     Response,
     Span,
+    Spans,
 )
 
 __all__ = ["Limits", "serve_connection"]
@@ -202,8 +203,8 @@ class _Connection:
             else:
                 await self._respond_bytes(head, response.status, fields, response.body or b"", keep_alive)
         finally:
-            if response.stream is not None or response.spans is not None:
-                await _close_source(response)
+            if response.stream is not None:
+                await _close_stream(response.stream)
             if response.on_done is not None:
                 response.on_done()
 
@@ -275,30 +276,31 @@ class _Connection:
             await self._client.send(b"\r\n")
 
     async def _respond_spans(
-        self, head: RequestHead, response: Response, fields: bytes, spans: Iterator[Span], keep_alive: bool
+        self, head: RequestHead, response: Response, fields: bytes, spans: Spans, keep_alive: bool
     ) -> None:
         length = _content_length(response)
         if length is None:
             raise ValueError("a response of spans needs a content-length")
+        client = self._client
         if head.method == "HEAD" or response.status in _BODILESS:
-            await self._client.send(self._render(head, response.status, fields, keep_alive))
+            await client.send(self._render(head, response.status, fields, keep_alive))
             return
         try:
             # The first span is verified before the status line leaves, so that a corrupt object is an error.
-            span = await self._runtime.bridge.run(_next_span, spans)
+            span = await self._next_span(spans)
         except Exception:
             log.exception("request %s: reading the body failed", head.request_id)
             await self._respond_error(head, s3_error("InternalError"), keep_alive)
             return
-        await self._client.send(self._render(head, response.status, fields, keep_alive), more=True)
+        await client.send(self._render(head, response.status, fields, keep_alive), more=True)
         sent = 0
         try:
             while span is not None:
+                await client.send_file(span.fd, span.offset, span.length)
                 sent += span.length
-                await self._client.send_file(span.fd, span.offset, span.length)
-                if sent == length:
+                if sent >= length:
                     break
-                span = await self._runtime.bridge.run(_next_span, spans)
+                span = await self._next_span(spans)
         except Gone:
             raise
         except Exception as fault:
@@ -307,6 +309,10 @@ class _Connection:
         if sent != length:
             log.error("request %s: the response body is %d bytes, not %d", head.request_id, sent, length)
             raise Gone
+
+    async def _next_span(self, spans: Spans) -> Span | None:
+        """On the loop while the bytes are in memory: to verify a span costs less than a thread's waking."""
+        return spans.take(wait=False) or await self._runtime.bridge.run(spans.take)
 
     def _render(self, head: RequestHead, status: int, fields: bytes, keep_alive: bool) -> bytes:
         """The response head; `fields` come from `render_fields`."""
@@ -329,8 +335,6 @@ class _Connection:
         await self._respond_error(head, S3Error(code, status, message), keep_alive=False)
         if not client.expired:
             await self._linger()
-
-    # -- the socket ------------------------------------------------------------------------------------------
 
     # -- ends ------------------------------------------------------------------------------------------------
 
@@ -494,16 +498,9 @@ def _no_request(is_head: bool, runtime: _Runtime) -> RequestHead:
     )
 
 
-async def _close_source(response: Response) -> None:
-    """Close the generators of a response, whatever became of them."""
-    close_spans = getattr(response.spans, "close", None)
-    if close_spans is not None:
-        close_spans()
-    close_stream = getattr(response.stream, "aclose", None)
-    if close_stream is not None:
+async def _close_stream(stream: AsyncIterator[bytes]) -> None:
+    """Close a generator, whatever became of it."""
+    close = getattr(stream, "aclose", None)
+    if close is not None:
         with trio.CancelScope(shield=True):
-            await close_stream()
-
-
-def _next_span(spans: Iterator[Span]) -> Span | None:
-    return next(spans, None)
+            await close()

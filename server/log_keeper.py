@@ -9,7 +9,7 @@ Invariants:
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -23,7 +23,7 @@ from cordwood.server.log_delivery import LogDelivery
 from cordwood.server.log_record import LOGGING, Destination, Record, operation_name
 from cordwood.server.log_spool import Entry, LogSpool
 from cordwood.server.wire.errors import S3Error, render_error
-from cordwood.server.wire.message import Body, PeerInfo, RequestHead, Response, Span
+from cordwood.server.wire.message import Body, PeerInfo, RequestHead, Response, Span, Spans
 from cordwood.server.wire.route import Route
 from cordwood.server.wire.sigv4 import Identity
 
@@ -276,22 +276,18 @@ class _Count:
         self.bytes = 0
 
 
-class _CountedSpans(Iterator[Span]):
+class _CountedSpans:
     """Counts a span when it is handed over: of a transfer that is cut off, the last one counts whole."""
 
-    def __init__(self, spans: Iterator[Span], count: _Count) -> None:
+    def __init__(self, spans: Spans, count: _Count) -> None:
         self._spans = spans
         self._count = count
 
-    def __next__(self) -> Span:
-        span = next(self._spans)
-        self._count.bytes += span.length
+    def take(self, *, wait: bool = True) -> Span | None:
+        span = self._spans.take(wait=wait)
+        if span is not None:
+            self._count.bytes += span.length
         return span
-
-    def close(self) -> None:
-        close = getattr(self._spans, "close", None)
-        if close is not None:
-            close()
 
 
 async def _counted_stream(stream: AsyncIterator[bytes], count: _Count) -> AsyncIterator[bytes]:

@@ -30,7 +30,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("engine.health",),
     ("engine.format", "engine.fs"),
     ("engine.volume", "engine.lengths"),
-    ("engine.rows", "engine.walk"),
+    ("engine.rows", "engine.walk", "engine.chunks"),
     ("engine.index",),
     ("engine.namespace",),
     ("engine.apply", "engine.liveness"),

@@ -29,6 +29,8 @@ from cordwood.server.wire.message import Response
 
 _TAKES = f"IfMatch IfNoneMatch IfModifiedSince IfUnmodifiedSince Range VersionId PartNumber ChecksumMode {OVERRIDES}"
 
+_AT_ONCE_BYTES = 64 << 10  # a range up to this size is read on the loop when it is in memory
+
 
 @handles("GetObject", _TAKES)
 async def get_object(request: Request) -> Response:
@@ -43,8 +45,11 @@ async def get_object(request: Request) -> Response:
         request.confirm(reader.info)
         members, status = _members(reader.info, reader, request, is_partial=is_partial)
         response = respond(request.operation, members, status=status)
-        if reader.inline is not None:
-            response.body = reader.inline
+        body = reader.inline
+        if body is None and reader.length <= _AT_ONCE_BYTES and not reader.info.overhead:
+            body = reader.read_cached()
+        if body is not None:
+            response.body = body
             reader.close()
         else:
             response.headers.append(("content-length", str(reader.length)))

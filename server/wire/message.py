@@ -8,7 +8,7 @@ Invariants: values only. A `RequestHead` is made by the parser alone and has pas
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -60,6 +60,17 @@ class Span(Protocol):
     def length(self) -> int: ...
 
 
+class Spans(Protocol):
+    """The spans of a body, in order."""
+
+    def take(self, *, wait: bool = True) -> Span | None:
+        """The next one, whose bytes are verified when it is given; None behind the last. The span keeps its file open.
+
+        With `wait` false also None when the disk would have to be waited for; else it may block, so in a thread.
+        """
+        ...
+
+
 @dataclass(slots=True)
 class Response:
     """What the application answers. Exactly one of `body`, `stream` and `spans` carries the bytes."""
@@ -70,8 +81,8 @@ class Response:
     """A small body, sent together with the head."""
     stream: AsyncIterator[bytes] | None = None
     """Async blocks; sent chunked unless the headers hold a content-length."""
-    spans: Iterator[Span] | None = None
-    """Verified file spans for sendfile (content-length required); each `next()` runs in a thread."""
+    spans: Spans | None = None
+    """Verified file spans for sendfile (content-length required)."""
     on_done: Callable[[], None] | None = None
     """Called exactly once, after the last byte or on failure."""
     close: bool = False

@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
@@ -366,13 +366,27 @@ class FileSpan:
     length: int
 
 
-def spans_of(fd: int, lengths: list[int], *, fail: bool = False) -> Iterator[FileSpan]:
-    offset = 100
-    for length in lengths:
-        yield FileSpan(fd, offset, length)
-        offset += length
-    if fail:
-        raise OSError("a bad sector")
+class FileSpans:
+    """Spans back to back; every second one has to be waited for."""
+
+    def __init__(self, fd: int, lengths: list[int], *, fail: bool = False) -> None:
+        self._fd = fd
+        self._lengths = lengths
+        self._fail = fail
+        self._offset = 100
+        self.waited = 0
+
+    def take(self, *, wait: bool = True) -> FileSpan | None:
+        if not wait and len(self._lengths) % 2 == 0:
+            return None
+        self.waited += wait
+        if not self._lengths:
+            if self._fail:
+                raise OSError("a bad sector")
+            return None
+        span = FileSpan(self._fd, self._offset, self._lengths.pop(0))
+        self._offset += span.length
+        return span
 
 
 async def test_spans_of_a_file_are_sent() -> None:
@@ -380,20 +394,20 @@ async def test_spans_of_a_file_are_sent() -> None:
     with tempfile.TemporaryFile() as file:
         file.write(bytes(100) + data)
         file.flush()
-        spans = spans_of(file.fileno(), [1_000_000, 1_500_000, 500_000])
+        spans = FileSpans(file.fileno(), [1_000_000, 1_500_000, 500_000])
         case = Case(Response(200, [("Content-Length", "3000000")], None, spans=spans))
         async with serving(case.app, Limits()) as served:
             client = await served.connect()
             await client.send(GET)
             reply = await client.reply()
             assert reply.body == data
-            assert case.done == 1
+            assert (case.done, spans.waited) == (1, 1)
 
 
 async def test_a_file_that_fails_before_its_first_span_is_an_error_answer(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    case = Case(Response(200, [("Content-Length", "3")], None, spans=spans_of(-1, [], fail=True)))
+    case = Case(Response(200, [("Content-Length", "3")], None, spans=FileSpans(-1, [], fail=True)))
     async with serving(case.app) as served:
         client = await served.connect()
         await client.send(GET)
@@ -410,7 +424,7 @@ async def test_a_file_that_fails_later_resets_the_connection(
     with tempfile.TemporaryFile() as file:
         file.write(bytes(1000))
         file.flush()
-        spans = spans_of(file.fileno(), [length], fail=fail)
+        spans = FileSpans(file.fileno(), [length], fail=fail)
         case = Case(Response(200, [("Content-Length", "5000")], None, spans=spans))
         async with serving(case.app) as served:
             client = await served.connect()
@@ -575,7 +589,7 @@ async def test_a_slow_reader_is_cut_off() -> None:
 async def test_a_slow_reader_of_a_file_is_cut_off() -> None:
     with tempfile.TemporaryFile() as file:
         file.truncate(64 << 20)
-        spans = spans_of(file.fileno(), [60 << 20])
+        spans = FileSpans(file.fileno(), [60 << 20])
         case = Case(Response(200, [("Content-Length", str(60 << 20))], None, spans=spans))
         async with serving(case.app) as served:
             client = await served.connect()

@@ -282,6 +282,11 @@ class FaultyFileSystem(FileSystem):
         data = super().read(fd, length, offset)
         return data if self.misread is None else self.misread(data)
 
+    def read_into(self, fd: int, buffer: memoryview, offset: int, *, cached_only: bool = False) -> int:
+        data = self.read(fd, len(buffer), offset)
+        buffer[: len(data)] = data
+        return len(data)
+
     def write_all(self, fd: int, buffers: Sequence[Buffer], offset: int) -> None:
         data = b"".join(bytes(buffer) for buffer in buffers)
         try:

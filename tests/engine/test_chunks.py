@@ -1,0 +1,162 @@
+"""What is known to be good, and for how long; and reading without waiting for the disk."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cordwood.engine import Store, chunks, errors
+from cordwood.engine.chunks import MEMORY_S, Verified
+from cordwood.engine.format import RecordType, Superblock
+from cordwood.engine.volume import VolumeFile
+from tests.engine.support import FaultyFileSystem, first_volume, flip, noise, records_of, small
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = time.monotonic()
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(chunks, "time", clock)
+    return clock
+
+
+class Salted:
+    """As much of a volume file as a memory of verified chunks looks at."""
+
+    def __init__(self, salt: bytes) -> None:
+        self.superblock = Superblock(b"", 1, salt, 0, 0)
+
+
+def salted(salt: bytes) -> VolumeFile:
+    return cast(VolumeFile, Salted(salt))
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from("ab"), st.integers(0, 3), st.booleans(), st.floats(0, 40)), max_size=40
+)
+
+
+@given(steps=steps)
+def test_nothing_counts_as_verified_longer_than_promised_nor_in_another_volume(
+    steps: list[tuple[str, int, bool, float]],
+) -> None:
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "time", clock)
+        verified = Verified()
+        since: dict[tuple[str, int], float] = {}
+        for name, offset, is_addition, pause_s in steps:
+            clock.now_s += pause_s
+            file = salted(name.encode())
+            if is_addition:
+                verified.add(file, offset)
+                since[name, offset] = clock.now_s
+            if verified.knows(file, offset):
+                assert clock.now_s - since[name, offset] <= MEMORY_S
+            else:
+                assert clock.now_s - since.get((name, offset), -1e9) >= MEMORY_S / 2
+
+
+def test_the_memory_of_verified_chunks_is_bounded() -> None:
+    verified = Verified()
+    for offset in range(100_000):
+        verified.add(salted(b"s"), offset)
+        assert verified.knows(salted(b"s"), offset)
+    assert len(verified._young) + len(verified._old) <= 2 * 16_384
+
+
+def test_a_span_is_verified_again_when_that_was_long_ago(store: Store, path: Path, clock: Clock) -> None:
+    store.put("wood", "k", noise(9000))
+    records = [record for _, record in records_of(path) if record.header.type == RecordType.CHUNK]
+    with store.get("wood", "k") as reader:
+        assert len(list(reader.spans())) == 3
+    flip(first_volume(path), records[1].header.offset + records[1].header.length - 100)
+    clock.now_s += MEMORY_S + 1
+    with store.get("wood", "k") as reader, pytest.raises(errors.Corrupt):
+        list(reader.spans())
+    # Whoever reads the bytes instead of a place verifies them each time.
+    with store.get("wood", "k") as reader, pytest.raises(errors.Corrupt):
+        reader.read()
+
+
+def test_a_span_that_was_verified_lately_is_not_read_again(path: Path) -> None:
+    fs = FaultyFileSystem()
+    with small(path, fs=fs) as store:
+        store.create_bucket("wood")
+        store.put("wood", "k", noise(9000))
+        with store.get("wood", "k") as reader:
+            first = list(reader.spans())
+        read: list[int] = []
+        original = fs.read_into
+
+        def counting(fd: int, buffer: memoryview, offset: int, *, cached_only: bool = False) -> int:
+            read.append(len(buffer))
+            return original(fd, buffer, offset, cached_only=cached_only)
+
+        fs.read_into = counting  # type: ignore[method-assign]
+        with store.get("wood", "k") as reader:
+            assert [span[:3] for span in reader.spans()] == [span[:3] for span in first]
+        assert read == []
+
+
+@pytest.mark.parametrize("selected", [None, (100, 8000)])
+def test_what_is_not_in_memory_is_only_read_by_whoever_may_wait(
+    path: Path, selected: tuple[int, int] | None
+) -> None:
+    fs = FaultyFileSystem()
+    with small(path, fs=fs) as store:
+        store.create_bucket("wood")
+        store.put("wood", "k", noise(9000))
+        expected = noise(9000) if selected is None else noise(9000)[100:8001]
+        original = fs.read_into
+
+        def cold(fd: int, buffer: memoryview, offset: int, *, cached_only: bool = False) -> int:
+            return 0 if cached_only else original(fd, buffer, offset)
+
+        fs.read_into = cold  # type: ignore[method-assign]
+        with store.get("wood", "k", range=selected) as reader:
+            assert reader.read_cached() is None
+            spans = reader.spans()
+            data = b""
+            while len(data) < len(expected):
+                assert spans.take(wait=False) is None
+                span = spans.take()
+                assert span is not None
+                data += os.pread(span.fd, span.length, span.offset)
+            assert data == expected
+            assert spans.take(wait=False) is None and spans.take() is None
+
+
+def test_bytes_in_memory_are_read_and_verified_without_waiting(path: Path) -> None:
+    fs = FaultyFileSystem()
+    original = fs.read_into
+
+    def warm(fd: int, buffer: memoryview, offset: int, *, cached_only: bool = False) -> int:
+        return original(fd, buffer, offset)
+
+    fs.read_into = warm  # type: ignore[method-assign]
+    with small(path, fs=fs) as store:
+        store.create_bucket("wood")
+        store.put("wood", "small", b"inline")
+        store.put("wood", "k", noise(9000))
+        assert store.get("wood", "small").read_cached() == b"inline"
+        for selected in ((0, 8999), (4000, 4200), (8999, 8999)):
+            with store.get("wood", "k", range=selected) as reader:
+                assert reader.read_cached() == noise(9000)[selected[0] : selected[1] + 1]
+        records = [record for _, record in records_of(path) if record.header.type == RecordType.CHUNK]
+        flip(first_volume(path), records[0].header.offset + records[0].header.length - 100)
+        with store.get("wood", "k", range=(0, 10)) as reader, pytest.raises(errors.Corrupt):
+            reader.read_cached()
