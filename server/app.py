@@ -246,7 +246,13 @@ class Application:
         version_id = demand.head.parameter("versionId") or None
         if version_id is not None:
             action = _OF_A_VERSION.get(action, action)
-        return await self._gate.check(demand, action, info, key, version_id)
+        try:
+            return await self._gate.check(demand, action, info, key, version_id)
+        except S3Error as error:
+            if operation.name == "HeadBucket":
+                # Whoever may not enter learns where the bucket is all the same: SDKs find regions so.
+                error.headers = (*error.headers, ("x-amz-bucket-region", self._region))
+            raise
 
 
 def _action(operation: Operation) -> str:

@@ -25,6 +25,7 @@ from cordwood.server.handlers.tagging import MAX_BUCKET_TAGS, TAGS, checked
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
+from cordwood.server.wire.operations import ENUMS
 from cordwood.server.wire.xml import DECLARATION, NAMESPACE, leaf
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]\Z")
@@ -165,9 +166,11 @@ def _access_attrs(request: Request) -> dict[str, Any]:
 
 
 def _check_location(constraint: str | None, region: str) -> None:
-    """A server has one region. Old requests spell eu-west-1 `EU`; us-east-1 is spelled by leaving it out."""
+    """A server has one region, whatever its name. Old requests spell eu-west-1 `EU`; us-east-1 is left out."""
     if not constraint or constraint == region or (constraint == "EU" and region == "eu-west-1"):
         return
+    if constraint not in ENUMS["BucketLocationConstraint"]:
+        raise s3_error("InvalidLocationConstraint", location_constraint=constraint)
     raise s3_error(
         "IllegalLocationConstraintException",
         f"The {constraint} location constraint is incompatible for the region specific endpoint this request was "

@@ -69,17 +69,25 @@ def write_conditions(params: Params) -> Conditions | None:
     return _conditions({name: params[name] for name in ("IfMatch", "IfNoneMatch") if name in params}, "")
 
 
+_VERSION_ID = re.compile(f"[0-9a-f]{{16}}|{NULL_VERSION}")
+
+
 def version_text(params: Params) -> str | None:
-    """The versionId parameter; AWS refuses the empty one."""
+    """The versionId parameter. AWS tells a version that is gone from a text that never was one."""
     value: str | None = params.get("VersionId")
-    if value == "":
+    if value is not None and not is_version_id(value):
         raise s3_error(
             "InvalidArgument",
-            "Version id cannot be the empty string",
+            "Invalid version id specified" if value else "Version id cannot be the empty string",
             argument_name="versionId",
-            argument_value="",
+            argument_value=value,
         )
     return value
+
+
+def is_version_id(text: str) -> bool:
+    """Has it the form of those that this server gives?"""
+    return _VERSION_ID.fullmatch(text) is not None
 
 
 _RANGE = re.compile(r"bytes\s*=\s*([0-9]*)\s*-\s*([0-9]*)\s*\Z")

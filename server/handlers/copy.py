@@ -13,7 +13,12 @@ from urllib.parse import unquote_to_bytes
 
 from cordwood.engine import BucketInfo, ObjectInfo, Store
 from cordwood.server.gate import Demand
-from cordwood.server.handlers.conditions import NULL_VERSION, source_conditions, write_conditions
+from cordwood.server.handlers.conditions import (
+    NULL_VERSION,
+    is_version_id,
+    source_conditions,
+    write_conditions,
+)
 from cordwood.server.handlers.describe import (
     DESCRIPTION,
     checksum_members,
@@ -62,10 +67,10 @@ def parse_source(text: str) -> Source:
     if not bucket or not key or bucket.startswith("arn:"):
         raise _bad_source(text)
     check_key(key)
-    if mark and not query:
+    if mark and not is_version_id(query):
         raise s3_error(
             "InvalidArgument",
-            "Version id cannot be the empty string",
+            "Invalid version id specified" if query else "Version id cannot be the empty string",
             argument_name="x-amz-copy-source",
             argument_value=text,
         )

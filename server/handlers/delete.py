@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from cordwood.engine import Conditions, DeleteResult
 from cordwood.engine import errors as engine_errors
-from cordwood.server.handlers.conditions import etags, version_text
+from cordwood.server.handlers.conditions import etags, is_version_id, version_text
 from cordwood.server.handlers.failures import translate
 from cordwood.server.handlers.ingest import receive_structure
 from cordwood.server.handlers.locking import may_bypass
@@ -113,6 +113,8 @@ async def delete_objects(request: Request) -> Response:
             if not entry["Key"]:
                 raise s3_error("UserKeyMustBeSpecified")
             check_key(entry["Key"])
+            if entry.get("VersionId") and not is_version_id(entry["VersionId"]):
+                raise s3_error("NoSuchVersion")
             conditions = _conditions(entry.get("ETag"), entry.get("LastModifiedTime"), entry.get("Size"))
             await _authorise(request, entry)
         except S3Error as error:

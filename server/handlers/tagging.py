@@ -64,6 +64,14 @@ def header_tags(params: Params) -> dict[str, str] | None:
         key, _, value = part.partition("=")
         if part:
             pairs.append((unquote_plus(key), unquote_plus(value)))
+    if len(dict(pairs)) < len(pairs):
+        raise s3_error(
+            "InvalidArgument",
+            "The header 'x-amz-tagging' shall be encoded as UTF-8 then URLEncoded URL query parameters without tag "
+            "name duplicates.",
+            argument_name="x-amz-tagging",
+            argument_value=text,
+        )
     return checked(pairs, MAX_OBJECT_TAGS)
 
 

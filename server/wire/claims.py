@@ -330,14 +330,20 @@ def _bad_query(message: str) -> S3Error:
 
 
 def _bad_scope(claim: Claim, detail: str, region: str | None = None) -> S3Error:
+    # The header is for HEAD, whose answer has no document: SDKs that signed for another region sign again by it.
+    headers = (("x-amz-bucket-region", region),) if region is not None else ()
     if claim.is_presigned:
         return s3_error(
             "AuthorizationQueryParametersError",
             f"Error parsing the X-Amz-Credential parameter; {detail}.",
+            headers,
             Region=region,
         )
     return s3_error(
-        "AuthorizationHeaderMalformed", f"The authorization header is malformed; {detail}.", Region=region
+        "AuthorizationHeaderMalformed",
+        f"The authorization header is malformed; {detail}.",
+        headers,
+        Region=region,
     )
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +32,9 @@ import pytest
 
 ACCESS_KEY = "CORDWOODTESTKEY00001"
 SECRET_KEY = "a-secret/with+signs=and-length-of-forty-ch"
+BOB_ACCESS_KEY = "CORDWOODTESTKEY00002"
+BOB_SECRET_KEY = "another-secret-of-somebody-else-altogether"
+DOMAIN = "s3.localhost"
 REGION = "us-east-1"
 MIB = 1 << 20
 
@@ -200,6 +205,51 @@ class Server:
 
     def cordwood(self, *arguments: str, check: bool = True) -> str:
         return run([tool("cordwood"), *arguments], client_environment(self), check=check)
+
+
+class AwsShell:
+    """awscli kept running (aws_shell.py): each call is one command, typed as a person would without `aws`."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.e2e.aws_shell"],
+            env=dict(environment),
+            cwd=Path(__file__).resolve().parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> AwsShell:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=30)
+
+    def ask(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, standard output, standard error."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(arguments) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        return answer["code"], answer["out"], answer["err"]
+
+    def __call__(self, *arguments: str) -> Any:
+        """The document that a command prints, its text when that is no JSON, or None; the command must succeed."""
+        code, out, err = self.ask(*arguments)
+        if code:
+            raise AssertionError(f"aws {' '.join(arguments)} ended with {code}:\n{out}{err}")
+        try:
+            return json.loads(out) if out.strip() else None
+        except ValueError:
+            return out
+
+    def error(self, *arguments: str) -> str:
+        """The code of the error that a command ends in, as awscli names it."""
+        code, out, err = self.ask(*arguments)
+        named = re.search(r"An error occurred \((\w+)\)", err)
+        assert code and named, f"aws {' '.join(arguments)} ended with {code}:\n{out}{err}"
+        return named.group(1)
 
 
 def clean_environment() -> dict[str, str]:

@@ -71,7 +71,8 @@ def test_an_open_server_lets_everybody_do_everything(store: Store) -> None:
         ("POST", "/bkt/k", 405, "MethodNotAllowed"),
         ("GET", "/bkt?accelerate-me", 501, "NotImplemented"),
         ("GET", "/bkt/k?versionId=", 400, "InvalidArgument"),
-        ("GET", "/bkt/k?versionId=none", 404, "NoSuchVersion"),
+        ("GET", "/bkt/k?versionId=none", 400, "InvalidArgument"),
+        ("GET", "/bkt/k?versionId=0123456789abcdef", 404, "NoSuchVersion"),
     ],
 )
 def test_an_error_is_a_document_with_the_ids_of_its_headers(

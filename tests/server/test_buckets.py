@@ -86,6 +86,21 @@ def test_making_a_bucket_again_succeeds_in_us_east_1_and_nowhere_else(store: Sto
             live.stop()
 
 
+@pytest.mark.parametrize("region", ["us-east-1", "lab-1"])
+def test_a_region_may_be_named_even_if_it_is_the_default_or_our_own_invention(
+    store: Store, region: str
+) -> None:
+    """s3fs names us-east-1, which AWS wants left out; an invented region is in no list of AWS's."""
+    live = LiveServer(store, region=region)
+    live.start()
+    try:
+        client = live.client(region=region)
+        client.create_bucket(Bucket="named", CreateBucketConfiguration={"LocationConstraint": region})
+        assert client.head_bucket(Bucket="named")["BucketRegion"] == region
+    finally:
+        live.stop()
+
+
 @pytest.mark.parametrize(
     ("constraint", "code"),
     [("eu-west-1", "IllegalLocationConstraintException"), ("the-moon", "InvalidLocationConstraint")],
@@ -178,3 +193,13 @@ def test_a_switch_that_is_off_asks_for_nothing(server: LiveServer) -> None:
     client = server.client()
     client.create_bucket(Bucket="unlocked", ObjectLockEnabledForBucket=False)
     assert "Status" not in client.get_bucket_versioning(Bucket="unlocked")
+
+
+def test_whoever_signs_for_another_region_or_may_not_enter_learns_the_region(two_owners: LiveServer) -> None:
+    """boto3 signs again for the region it is told; for HEAD it can only be told in a header."""
+    two_owners.client().create_bucket(Bucket="alices")
+    elsewhere = two_owners.client(region="eu-west-3", retries={"total_max_attempts": 3})
+    assert elsewhere.head_bucket(Bucket="alices")["BucketRegion"] == "us-east-1"
+    for stranger in (BOB, None):
+        answer = two_owners.request("HEAD", "/alices", credential=stranger)
+        assert (answer.status, answer.headers["x-amz-bucket-region"]) == (403, "us-east-1")

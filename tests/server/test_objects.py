@@ -203,6 +203,15 @@ def test_without_a_checksum_of_the_client_a_crc64nvme_is_stored(server: LiveServ
     assert stored.headers["x-amz-checksum-crc64nvme"] == checksum_of("CRC64NVME", data)
 
 
+@pytest.mark.parametrize("mode", ["ENABLED", "enabled"])
+def test_the_checksum_mode_is_taken_in_any_case(server: LiveServer, s3: Any, mode: str) -> None:
+    """The SDK for C++, and so pyarrow, says it in lower case."""
+    s3.put_object(Bucket="bkt", Key="k", Body=b"x", ChecksumAlgorithm="SHA256")
+    answer = server.request("GET", "/bkt/k", headers={"x-amz-checksum-mode": mode})
+    assert answer.headers["x-amz-checksum-sha256"] == checksum_of("SHA256", b"x")
+    assert server.request("GET", "/bkt/k", headers={"x-amz-checksum-mode": "off"}).code == "InvalidArgument"
+
+
 def test_two_checksums_or_one_that_does_not_fit_its_name_are_refused(server: LiveServer, s3: Any) -> None:
     crc = base64.b64encode(zlib.crc32(b"x").to_bytes(4, "big")).decode()
     two = {"x-amz-checksum-crc32": crc, "x-amz-checksum-sha1": checksum_of("SHA1", b"x")}

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from tests.server.conftest import LiveServer
+
 
 def tags(**values: str) -> dict[str, list[dict[str, str]]]:
     return {"TagSet": [{"Key": key, "Value": value} for key, value in values.items()]}
@@ -87,3 +89,9 @@ def test_a_bucket_has_tags_of_its_own(s3: Any) -> None:
     s3.delete_bucket_tagging(Bucket="bkt")
     with pytest.raises(ClientError):
         s3.get_bucket_tagging(Bucket="bkt")
+
+
+def test_a_header_that_names_a_tag_twice_is_an_invalid_argument(server: LiveServer, s3: Any) -> None:
+    answer = server.request("PUT", "/bkt/k", b"", {"x-amz-tagging": "a=1&b=2&a=3"})
+    assert (answer.status, answer.code) == (400, "InvalidArgument")
+    assert b"<ArgumentName>x-amz-tagging</ArgumentName>" in answer.body

@@ -146,3 +146,39 @@ def test_a_batch_deletes_versions_and_makes_markers(s3: Any) -> None:
     assert deleted[0] == {"Key": "a", "VersionId": version}
     assert deleted[1]["DeleteMarker"] is True and deleted[1]["DeleteMarkerVersionId"]
     assert [each["Key"] for each in s3.list_object_versions(Bucket="bkt")["Versions"]] == ["b"]
+
+
+def test_a_text_that_never_was_a_version_id_is_told_from_a_version_that_is_gone(s3: Any) -> None:
+    enable(s3)
+    version_id = s3.put_object(Bucket="bkt", Key="k", Body=b"")["VersionId"]
+    gone = "0" * len(version_id)
+    for call, arguments in (
+        (s3.get_object, {}),
+        (s3.head_object, {}),
+        (s3.delete_object, {}),
+        (s3.get_object_tagging, {}),
+        (s3.copy_object, {"CopySource": "bkt/k?versionId=foo"}),
+    ):
+        named = {} if "CopySource" in arguments else {"VersionId": "foo"}
+        with pytest.raises(ClientError) as refused:
+            call(Bucket="bkt", Key="k", **named, **arguments)
+        assert code(refused) in ((400, "InvalidArgument"), (400, "400")), call
+    with pytest.raises(ClientError) as refused:
+        s3.get_object(Bucket="bkt", Key="k", VersionId=gone)
+    assert code(refused) == (404, "NoSuchVersion")
+    s3.delete_object(Bucket="bkt", Key="k", VersionId=gone)
+    batch = [{"Key": "k", "VersionId": name} for name in ("foo", gone)]
+    answer = s3.delete_objects(Bucket="bkt", Delete={"Objects": batch})
+    assert [error["Code"] for error in answer["Errors"]] == ["NoSuchVersion"]
+    assert [entry["VersionId"] for entry in answer["Deleted"]] == [gone]
+
+
+def test_nothing_needs_to_be_restored(s3: Any) -> None:
+    s3.put_object(Bucket="bkt", Key="k", Body=b"", StorageClass="STANDARD_IA")
+    for arguments in ({}, {"RestoreRequest": {"Days": 1}}):
+        with pytest.raises(ClientError) as refused:
+            s3.restore_object(Bucket="bkt", Key="k", **arguments)
+        assert code(refused) == (403, "InvalidObjectState")
+    with pytest.raises(ClientError) as refused:
+        s3.restore_object(Bucket="bkt", Key="none")
+    assert code(refused) == (404, "NoSuchKey")
