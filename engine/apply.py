@@ -54,6 +54,11 @@ from cordwood.engine.volume import Place
 _log = logging.getLogger("cordwood.engine")
 _ALGORITHM_BIT = {name: 1 << number for number, name in enumerate(CHECKSUM_ALGORITHMS)}
 _CLASS_NUMBER = {name: number for number, name in enumerate(STORAGE_CLASSES)}
+_LAYOUT_FLAG: dict[int, int] = {
+    Layout.INLINE: RowFlag.INLINE,
+    Layout.CHUNKED: 0,
+    Layout.MARKER: RowFlag.MARKER,
+}
 _CHECKSUM_TYPE_FLAG = {"": 0, "COMPOSITE": RowFlag.COMPOSITE, "FULL_OBJECT": RowFlag.FULL_OBJECT}
 
 
@@ -118,7 +123,8 @@ class Applier:
     # --- accounts ---------------------------------------------------------------------------------------------
 
     def _lives(self, place: Place) -> None:
-        self._live[place.volume] = self._live.get(place.volume, 0) + place.length
+        volume, _, length = place
+        self._live[volume] = self._live.get(volume, 0) + length
 
     def _dies(self, place: Place, clock: int) -> None:
         self._live[place.volume] = self._live.get(place.volume, 0) - place.length
@@ -188,11 +194,10 @@ class Applier:
     def _apply_object(self, clock: int, place: Place, head: ObjectHead, manifest: Manifest | None) -> None:
         txn = self.txn
         row = make_row(clock, place, head)
-        before = namespace.get_entry(txn, head.directory, head.name)
         self._lives(place)
-        if before is None:
-            namespace.put_entry(txn, head.directory, head.name, row.pack())
-        else:
+        if not namespace.add_entry(txn, head.directory, head.name, row.pack()):
+            before = namespace.get_entry(txn, head.directory, head.name)
+            assert before is not None
             old = ObjectRow.unpack(before)
             if old.clock == clock:  # the same record at a second place (a compaction that was interrupted)
                 self._dies(old.place, clock)
@@ -398,26 +403,23 @@ class Applier:
 
 def make_row(clock: int, place: Place, head: ObjectHead) -> ObjectRow:
     """The index row of an object record."""
-    flags = _CHECKSUM_TYPE_FLAG[head.checksum_type]
+    flags = _CHECKSUM_TYPE_FLAG[head.checksum_type] | _LAYOUT_FLAG[head.layout]
     if head.null:
         flags |= RowFlag.NULL
-    if head.layout == Layout.INLINE:
-        flags |= RowFlag.INLINE
-    elif head.layout == Layout.MARKER:
-        flags |= RowFlag.MARKER
     if head.attrs and locks.lock_of(head.attrs) != locks.OPEN:
         flags |= RowFlag.NOTED
     algorithms = 0
     for name in head.checksums:
         algorithms |= _ALGORITHM_BIT[name]
+    volume, offset, length = place
     return ObjectRow(
         flags,
         _CLASS_NUMBER[head.storage_class],
         algorithms,
         head.parts_count,
-        place.volume,
-        place.length,
-        place.offset,
+        volume,
+        length,
+        offset,
         clock,
         head.size,
         head.md5,

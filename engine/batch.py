@@ -13,7 +13,7 @@ from cordwood.engine.core import Core
 from cordwood.engine.errors import InvalidState
 from cordwood.engine.model import Conditions, encode_key, lookup_key
 from cordwood.engine.operations import DeleteObject, PutObject, Together
-from cordwood.engine.writer import Data, ObjectWriter, describe, fill
+from cordwood.engine.writer import Data, ObjectWriter, describe, fill, small_content
 
 
 class Batch:
@@ -36,9 +36,13 @@ class Batch:
     ) -> None:
         """Adds an object. A large one is written to the volume now, but appears with the others."""
         self._check()
-        writer = ObjectWriter(
-            self._core, bucket, encode_key(key), describe(headers, metadata, "STANDARD", None)
-        )
+        raw = encode_key(key)
+        about = describe(headers, metadata, "STANDARD", None)
+        content = small_content(self._core, data)
+        if content is not None:
+            self._operations.append(PutObject(bucket, raw, content, about, conditions))
+            return
+        writer = ObjectWriter(self._core, bucket, raw, about)
         fill(writer, data).flush()
         self._operations.append(writer.operation(conditions, None, ""))
 
@@ -51,7 +55,7 @@ class Batch:
         """Called by `Store.batch`; an empty batch does nothing."""
         operations, self._operations = self._operations, []
         if operations:
-            self._core.writing()[1].execute(Together(list(operations)))
+            self._core.writing()[1].execute(Together(operations))
 
     def end(self) -> None:
         """Nothing can be added from now on: it would never be committed."""

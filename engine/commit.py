@@ -36,17 +36,22 @@ from cordwood.engine.format import (
     Flag,
     Head,
     Manifest,
+    RecordType,
     clock_base,
     encode_head,
     record_length,
 )
 from cordwood.engine.health import Health
 from cordwood.engine.index import Index, Txn
+from cordwood.engine.rows import BucketRow
 from cordwood.engine.volume import NewRecord, Place
 
 _log = logging.getLogger("cordwood.engine")
 _BATCH_OPERATIONS_MAX = 1024
 _BATCH_BYTES_MAX = 32 << 20
+_SHAPING = frozenset(
+    {int(RecordType.DELETE), int(RecordType.DIRECTORY), int(RecordType.BUCKET)}
+)  # may move or end one
 
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
@@ -142,8 +147,12 @@ class Decision:
 
     def __init__(self, txn: Txn, applier: Applier, clock: int, volume: int, position: int) -> None:
         self.txn = txn
-        self.clock = clock
+        self.clock = max(clock, tick(clock) - 1)  # the wall clock is asked once for all that is decided here
         self.records: list[NewRecord] = []
+        self.directories: dict[
+            tuple[int, bytes], int
+        ] = {}  # ids by root and path, while no directory changes
+        self._buckets: dict[str, BucketRow] = {}
         self._base = clock_base(clock)
         self._applier = applier
         self._volume = volume
@@ -151,8 +160,17 @@ class Decision:
 
     def tick(self) -> int:
         """The next clock value: unique and greater than every one before, in all processes."""
-        self.clock = tick(self.clock)
+        self.clock += 1
         return self.clock
+
+    def bucket(self, name: str) -> BucketRow | None:
+        """A bucket as it is by now."""
+        row = self._buckets.get(name)
+        if row is None:
+            row = self.txn.bucket(name)
+            if row is not None:
+                self._buckets[name] = row
+        return row
 
     def write(
         self,
@@ -164,8 +182,10 @@ class Decision:
     ) -> tuple[int, Place]:
         """Adds a record to the operation and applies it to the index. Returns its clock and place."""
         if clock is None:
-            clock = self.tick()
+            clock = self.clock = self.clock + 1
         type_ = TYPE_OF_HEAD[type(head)]
+        if type_ in _SHAPING:
+            self._forget()
         packed = encode_head(head)
         length = record_length(len(packed), len(body))
         place = Place(self._volume, self._position, length)
@@ -174,6 +194,10 @@ class Decision:
         self._applier.apply(type_, clock, place, head, manifest)
         return clock, place
 
+    def _forget(self) -> None:
+        self.directories.clear()
+        self._buckets.clear()
+
     def move_chunk(self, ref: ChunkRef) -> None:
         """Points a chunk's row to a good copy."""
         self._applier.move_chunk(ref)
@@ -181,13 +205,14 @@ class Decision:
     def close_transaction(self, first: int) -> None:
         """Marks the records from `first` on as one transaction."""
         for number in range(first, len(self.records) - 1):
-            self.records[number] = self.records[number]._replace(flags=Flag.MORE)
+            self.records[number].flags = Flag.MORE
 
     def rewind(self, first: int, position: int, txn: Txn) -> None:
         """Forgets the records from `first` on, after the nested transaction they went into was aborted."""
         del self.records[first:]
         self._position = position
         self.txn = txn
+        self._forget()
 
     @property
     def position(self) -> int:

@@ -85,6 +85,7 @@ RECORD_MAGIC = b"CWR1"
 ALIGNMENT = 8
 HEAD_MAX = 16 << 20
 BODY_MAX = (1 << 32) - 1
+_PADDING = [bytes(count) for count in range(ALIGNMENT)]
 _HEADER = struct.Struct("<4sBBHQQQQIIIII")
 _HEADER_CRC_AT = 60
 _WITH_CRC = struct.Struct(_HEADER.format + "I")
@@ -159,8 +160,8 @@ def pack_record(
     base: int = 0,
 ) -> list[bytes | memoryview]:
     """The record as buffers to be written one after another: header and head, body, padding."""
-    body_length = len(body)
-    assert len(head) <= HEAD_MAX and body_length <= BODY_MAX
+    head_length, body_length = len(head), len(body)
+    assert head_length <= HEAD_MAX and body_length <= BODY_MAX
     fixed = _HEADER.pack(
         RECORD_MAGIC,
         FORMAT_VERSION,
@@ -170,17 +171,15 @@ def pack_record(
         clock,
         durable,
         node,
-        len(head),
+        head_length,
         body_length,
         crc32c(head),
         crc32c(body) if body_length else 0,
         base,
     )
-    padding = -(HEADER_SIZE + len(head) + body_length) & (ALIGNMENT - 1)
     first = fixed + _CRC.pack(crc32c(fixed, seed)) + head
-    if not body_length:
-        return [first + bytes(padding)]
-    return [first, body, bytes(padding)] if padding else [first, body]
+    padding = _PADDING[-(HEADER_SIZE + head_length + body_length) & (ALIGNMENT - 1)]
+    return [first, body, padding] if body_length else [first + padding]
 
 
 def parse_header(data: bytes | memoryview, offset: int, seed: int, limit: int) -> Header | None:

@@ -94,7 +94,14 @@ class Txn:
 
     def put(self, key: bytes, row: bytes, table: Any) -> None:
         try:
-            self.raw.put(key, row, db=table)
+            self.raw.put(key, row, True, True, False, table)
+        except lmdb.MapFullError:
+            raise Full(_MAP_FULL) from None
+
+    def add(self, key: bytes, row: bytes, table: Any) -> bool:
+        """Puts a row where there is none; False when there is one, which stays as it is."""
+        try:
+            return bool(self.raw.put(key, row, True, False, False, table))
         except lmdb.MapFullError:
             raise Full(_MAP_FULL) from None
 

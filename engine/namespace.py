@@ -68,6 +68,16 @@ def put_entry(txn: Txn, directory: int, component: bytes, row: bytes) -> None:
     txn.put(key, row, txn.tables.entries)
 
 
+def add_entry(txn: Txn, directory: int, component: bytes, row: bytes) -> bool:
+    """Puts an entry where there is none; False when there is one, which stays as it is."""
+    key, continuations = entry_key(id_key(directory), component)
+    if not txn.add(key, row, txn.tables.entries):
+        return False
+    for continuation in continuations:
+        txn.put(continuation, _CONTINUATION_ROW, txn.tables.entries)
+    return True
+
+
 def remove_entry(txn: Txn, directory: int, component: bytes) -> None:
     """Removes an entry and the continuations that nothing else needs. The directory may be empty afterwards."""
     entries = txn.tables.entries

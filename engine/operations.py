@@ -13,9 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from cordwood.engine import locks, namespace
 from cordwood.engine.clock import milliseconds, tick
-from cordwood.engine.commit import Decision, Operation
+from cordwood.engine.commit import Decision
 from cordwood.engine.errors import (
     BucketExists,
     BucketNotEmpty,
@@ -65,7 +67,7 @@ from cordwood.engine.rows import (
 )
 
 RECORD_OVERHEAD = 512
-_MARKER = int(Layout.MARKER)
+_MARKER, _INLINE, _CHUNKED = int(Layout.MARKER), int(Layout.INLINE), int(Layout.CHUNKED)
 DESCRIPTION_MAX = HEAD_MAX // 2  # leaves room in a record's head for everything else
 CHECKSUM_TYPES = ("", "COMPOSITE", "FULL_OBJECT")
 
@@ -187,6 +189,18 @@ def write_chunked(decision: Decision, head: ObjectHead | PartHead, content: Cont
     return clock
 
 
+def directory_of(decision: Decision, root: int, path: bytes) -> int:
+    """The id of the directory that a path of a bucket, empty or ending in "/", leads to; made if there is none."""
+    if not path:
+        return root
+    known = decision.directories
+    found = known.get((root, path))
+    if found is None:
+        found = make_directories(decision, root, namespace.split_key(path)[0])
+        known[root, path] = found
+    return found
+
+
 def make_directories(decision: Decision, root: int, directories: Sequence[bytes]) -> int:
     """The id of the directory at the end of a path; writes a record for each one that does not exist yet."""
     parent = root
@@ -229,8 +243,7 @@ def bucket_info(row: BucketRow) -> BucketInfo:
     return BucketInfo(head.name, head.bucket, milliseconds(head.bucket), head.versioning, head.attrs)
 
 
-@dataclass(slots=True)
-class Content:
+class Content(msgspec.Struct):
     """What an object or part consists of: `inline` bytes, or chunks.
 
     `fresh` chunks were appended by this writer; `repaired` ones among them replace a stored copy that had rotted.
@@ -240,7 +253,7 @@ class Content:
     size: int
     md5: bytes
     inline: bytes | None = None
-    chunks: list[ChunkRef] = field(default_factory=list)
+    chunks: list[ChunkRef] = []  # (a struct copies such a default)
     fresh: frozenset[bytes] = frozenset()
     repaired: frozenset[bytes] = frozenset()
     overhead: int = 0
@@ -249,16 +262,15 @@ class Content:
         return RECORD_OVERHEAD + (len(self.inline) if self.inline is not None else 64 * len(self.chunks))
 
 
-@dataclass(slots=True)
-class Description:
+class Description(msgspec.Struct):
     """What is said about an object, apart from its bytes."""
 
-    headers: Mapping[str, str] = field(default_factory=dict)
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    checksums: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
+    metadata: Mapping[str, str] = {}
+    checksums: Mapping[str, str] = {}
     checksum_type: str = ""
     storage_class: str = "STANDARD"
-    attrs: Mapping[str, Any] = field(default_factory=dict)
+    attrs: Mapping[str, Any] = {}
 
     def check(self) -> None:
         """InvalidArgument for what cannot be stored."""
@@ -270,8 +282,7 @@ class Description:
             locks.check(self.attrs)
 
 
-@dataclass(slots=True)
-class PutObject:
+class PutObject(msgspec.Struct):
     """A new version of an object, from bytes that were written, copied or uploaded in parts before."""
 
     bucket: str
@@ -291,39 +302,49 @@ class PutObject:
         return self.content.record_size() + len(self.key) + 64 * len(self.parts or ())
 
     def decide(self, decision: Decision) -> ObjectInfo:
+        head, clock = self.put(decision)
+        return object_info(self.bucket, self.key.decode(), head, clock)
+
+    def put(self, decision: Decision) -> tuple[ObjectHead, int]:
+        """Decides; returns the head that was written, and its clock."""
         txn = decision.txn
-        bucket = require_bucket(txn, self.bucket).head
-        key = self.key.decode()
+        row = decision.bucket(self.bucket)
+        if row is None:
+            raise BucketNotFound(self.bucket)
+        bucket = row.head
+        root = bucket.bucket
         if self.conditions is not None:
-            check_write(self.conditions, current_row(txn, bucket.bucket, self.key), self.bucket, key)
-        content = self.content
-        check_chunks(txn, content)
-        directories, name = namespace.split_key(self.key)
-        about = self.description
+            check_write(self.conditions, current_row(txn, root, self.key), self.bucket, self.key.decode())
+        content, about = self.content, self.description
+        inline = content.inline
+        if inline is None:
+            check_chunks(txn, content)
         attrs = _attrs_of_new(about, bucket, decision)
+        path, slash, name = self.key.rpartition(b"/")
+        # In the order of the fields: names would cost more than all the rest.
         head = ObjectHead(
-            bucket=bucket.bucket,
-            directory=make_directories(decision, bucket.bucket, directories),
-            name=name,
-            null=bucket.versioning != "Enabled",
-            layout=Layout.CHUNKED if content.inline is None else Layout.INLINE,
-            size=content.size,
-            md5=content.md5,
-            parts_count=len(self.parts) if self.parts is not None else 0,
-            storage_class=about.storage_class,
-            headers=dict(about.headers),
-            metadata=dict(about.metadata),
-            checksums=dict(about.checksums),
-            checksum_type=about.checksum_type,
-            upload=self.upload,
-            attrs=attrs,
-            overhead=content.overhead,
+            root,
+            directory_of(decision, root, path + slash),
+            name,
+            bucket.versioning != "Enabled",
+            _CHUNKED if inline is None else _INLINE,
+            content.size,
+            content.md5,
+            len(self.parts) if self.parts is not None else 0,
+            about.storage_class,
+            dict(about.headers),
+            dict(about.metadata),
+            dict(about.checksums),
+            about.checksum_type,
+            self.upload,
+            attrs,
+            content.overhead,
         )
-        if content.inline is not None:
-            clock, _ = decision.write(head, content.inline)
+        if inline is not None:
+            clock, _ = decision.write(head, inline)
         else:
             clock = write_chunked(decision, head, content, Manifest.pack(content.chunks, self.parts))
-        return object_info(self.bucket, key, head, clock)
+        return head, clock
 
 
 def check_lockable(attrs: Mapping[str, Any], bucket: BucketHead) -> None:
@@ -334,6 +355,8 @@ def check_lockable(attrs: Mapping[str, Any], bucket: BucketHead) -> None:
 
 def _attrs_of_new(about: Description, bucket: BucketHead, decision: Decision) -> dict[str, Any]:
     if locks.OBJECT_LOCK not in bucket.attrs:
+        if not about.attrs:
+            return {}
         check_lockable(about.attrs, bucket)
         return dict(about.attrs)
     return locks.with_default(about.attrs, bucket.attrs, milliseconds(tick(decision.clock)))
@@ -433,17 +456,21 @@ class DeleteMany:
 
 @dataclass(slots=True)
 class Together:
-    """Several operations as one: all of them happen, or none."""
+    """Several puts and deletes as one: all of them happen, or none."""
 
-    operations: list[Operation[Any]]
+    operations: Sequence[PutObject | DeleteObject]
     nested: bool = True
     frees: bool = False
 
     def size_hint(self) -> int:
         return sum(operation.size_hint() for operation in self.operations)
 
-    def decide(self, decision: Decision) -> list[Any]:
-        return [operation.decide(decision) for operation in self.operations]
+    def decide(self, decision: Decision) -> None:
+        for operation in self.operations:
+            if isinstance(operation, PutObject):
+                operation.put(decision)
+            else:
+                operation.decide(decision)
 
 
 @dataclass(slots=True)

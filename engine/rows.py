@@ -104,6 +104,8 @@ class ObjectRow(NamedTuple):
 
     def pack(self) -> bytes:
         group = self[10]
+        if not group and not self[0] & RowFlag.GROUPED:
+            return _OBJECT.pack(Kind.OBJECT, *self[:10])
         flags = self[0] | RowFlag.GROUPED if group else self[0] & ~RowFlag.GROUPED
         row = _OBJECT.pack(Kind.OBJECT, flags, *self[1:10])
         return row + _GROUP.pack(group, self[11]) if group else row

@@ -64,6 +64,7 @@ from cordwood.engine.operations import (
     DeleteMany,
     DeleteObject,
     Description,
+    PutObject,
     Rename,
     UpdateBucket,
     bucket_info,
@@ -73,7 +74,7 @@ from cordwood.engine.reader import ObjectReader
 from cordwood.engine.rows import STORAGE_CLASSES, UploadRow
 from cordwood.engine.uploads import AbortUpload, CreateUpload, require_upload, upload_info
 from cordwood.engine.volume import Place
-from cordwood.engine.writer import Data, ObjectWriter, PartWriter, describe, fill
+from cordwood.engine.writer import Data, ObjectWriter, PartWriter, describe, fill, small_content
 
 PART_NUMBER_MAX = 10_000
 MIN_PART_SIZE = 5 << 20
@@ -218,6 +219,14 @@ class Store(Edits):
 
         With a `cipher` it is encrypted, and can only be read after `ObjectReader.unlock` with the same one.
         """
+        content = small_content(self._core, data) if cipher is None else None
+        if content is not None:
+            raw = encode_key(key)
+            _check_storage_class(storage_class)
+            about = describe(headers, metadata, storage_class, attrs)
+            if checksums:
+                about.checksums, about.checksum_type = checksums, checksum_type or "FULL_OBJECT"
+            return self._execute(PutObject(bucket, raw, content, about, conditions))
         writer = self.writer(
             bucket,
             key,

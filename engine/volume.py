@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 from crc32c import crc32c
 
 from cordwood.engine.errors import Corrupt, Full, ReadOnly
@@ -37,6 +38,7 @@ from cordwood.engine.format import (
     header_seed,
     pack_record,
     parse_header,
+    record_length,
 )
 from cordwood.engine.fs import FULL_ERRNOS, Buffer, FileSystem
 
@@ -46,6 +48,7 @@ _SMALL_WINDOW = 8 << 10
 _LARGE_BODY = 64 << 10
 _HEAD_WINDOW = 1024  # most heads end within it
 _OPEN_VOLUMES_MAX = 512
+_JOINED_MAX = 4 << 20
 
 
 def volume_name(volume: int) -> str:
@@ -244,7 +247,7 @@ class VolumeFile:
         return None
 
 
-class NewRecord(NamedTuple):
+class NewRecord(msgspec.Struct, gc=False):
     """A record about to be written: its type, flags, clock and encoded head, its body, the node that decided it
     (None: this one), and the `base` of its header."""
 
@@ -278,15 +281,26 @@ class ActiveVolume:
             buffers: list[Buffer] = []
             places = []
             position = self.tail
-            for type_, flags, clock, head, body, node, base in records:
-                by = self._node if node is None else node
-                packed = pack_record(
-                    type_, flags, position, clock, self.durable, by, head, body, self.file.seed, base
+            durable, own_node, seed = self.durable, self._node, self.file.seed
+            for record in records:
+                head, body, node = record.head, record.body, record.node
+                buffers += pack_record(
+                    record.type,
+                    record.flags,
+                    position,
+                    record.clock,
+                    durable,
+                    own_node if node is None else node,
+                    head,
+                    body,
+                    seed,
+                    record.base,
                 )
-                length = sum(map(len, packed))
-                buffers += packed
+                length = record_length(len(head), len(body))
                 places.append(Place(self.id, position, length))
                 position += length
+            if position - self.tail <= _JOINED_MAX:
+                buffers = [b"".join(buffers)]  # one copy costs less than handing over thousands of pieces
             try:
                 self._fs.write_all(self._fd, buffers, self.tail)
             except BaseException as error:

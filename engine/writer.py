@@ -283,6 +283,15 @@ class PartWriter(ContentWriter):
         return PutPart(self._bucket, self._key, self._upload_id, self._number, content, checksums or {})
 
 
+def small_content(core: Core, data: Data) -> Content | None:
+    """The content of an object whose bytes are all there and stand in its own record; None for any other: it takes a
+    writer."""
+    if type(data) is not bytes or len(data) > core.inline_max:
+        return None
+    core.health.check()
+    return Content(len(data), hashlib.md5(data, usedforsecurity=False).digest(), data)
+
+
 def describe(
     headers: Mapping[str, str] | None,
     metadata: Mapping[str, str] | None,

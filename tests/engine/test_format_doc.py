@@ -97,10 +97,7 @@ def test_no_struct_is_without_a_table() -> None:
     assert documented == set(STRUCTS)
     known = {id(each) for each in (format._CRC, format._WITH_CRC, rows._U64)}
     mine = [
-        each
-        for module in (format, rows)
-        for each in vars(module).values()
-        if isinstance(each, struct.Struct)
+        each for module in (format, rows) for each in vars(module).values() if isinstance(each, struct.Struct)
     ]
     assert len([each for each in mine if id(each) not in known]) == len(STRUCTS)
 

@@ -83,15 +83,16 @@ MUTANTS = (
     Mutant(
         "the precondition of a put is ignored",
         "operations.py",
-        "        if self.conditions is not None:\n            check_write(self.conditions, current_row(",
-        "        if self.conditions is not None and not txn:\n            check_write(self.conditions, current_row(",
+        "        if self.conditions is not None:\n            check_write(self.conditions, current_row(txn, root,",
+        "        if self.conditions is not None and not txn:\n"
+        "            check_write(self.conditions, current_row(txn, root,",
     ),
     Mutant(
         "the precondition of a put is applied after the append",
         "operations.py",
-        "            clock, _ = decision.write(head, content.inline)\n",
-        "            clock, _ = decision.write(head, content.inline)\n"
-        "            check_write(self.conditions, current_row(txn, bucket.bucket, self.key), self.bucket, key)\n",
+        "            clock, _ = decision.write(head, inline)\n",
+        "            clock, _ = decision.write(head, inline)\n"
+        "            check_write(self.conditions, current_row(txn, root, self.key), self.bucket, '')\n",
     ),
     Mutant(
         "recovery keeps what it did not replay",
@@ -120,7 +121,7 @@ MUTANTS = (
     Mutant(
         "a torn transaction counts",
         "commit.py",
-        "            self.records[number] = self.records[number]._replace(flags=Flag.MORE)\n",
+        "            self.records[number].flags = Flag.MORE\n",
         "            pass\n",
     ),
     Mutant(
