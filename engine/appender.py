@@ -28,7 +28,11 @@ from cordwood.engine.health import Health
 from cordwood.engine.rows import VolumeRow, VolumeState
 from cordwood.engine.volume import ActiveVolume, NewRecord, Place, Volumes
 
-RESERVE_BYTES = 8 << 20  # left free by writes that add data, so that the index and deletes still have room
+# Left free by writes that add data: deletes and the index still have room, and compaction has some to copy into. The
+# larger its volumes are the more a compaction needs; but of a small disk not much is taken.
+RESERVE_BYTES = 8 << 20
+_RESERVE_OF_VOLUME = 16
+_RESERVE_OF_DISK = 64
 
 
 class Appender:
@@ -48,6 +52,8 @@ class Appender:
         self._health = health
         self._claim = claim
         self._volume_size = volume_size
+        of_disk = fs.total_bytes(volumes.directory) // _RESERVE_OF_DISK
+        self._reserve = max(RESERVE_BYTES, min(volume_size // _RESERVE_OF_VOLUME, of_disk))
         self._active: ActiveVolume | None = None
         self._sealed: list[ActiveVolume] = []
         self._is_closed = False
@@ -126,9 +132,9 @@ class Appender:
 
     def _check_room(self, size: int) -> None:
         free = self._fs.free_bytes(self._volumes.directory)
-        if free < size + RESERVE_BYTES:
+        if free < size + self._reserve:
             raise Full(
-                f"{self._volumes.directory}: {free} bytes free, {size + RESERVE_BYTES} needed; "
+                f"{self._volumes.directory}: {free} bytes free, {size + self._reserve} needed; "
                 "delete something or add space, then write again"
             )
 

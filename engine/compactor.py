@@ -66,6 +66,9 @@ _SMALL_SHARE = 4  # a volume is small below a fourth of the volume size
 _SMALL_COUNT = 4
 _SMALL_COUNT_FULL = 2
 _SEAL_BYTES = 80
+_ROOM_LEFT_BYTES = (
+    2 << 20
+)  # for the index and deletes; less than what writes leave, or a full store stayed full
 _NAMED_MAX = 100
 
 
@@ -349,7 +352,7 @@ class Compactor:
 
     def _that_fit(self, candidates: list[Candidate]) -> list[Candidate]:
         """As many victims as their live bytes find room for; Full when not even the first does."""
-        room = self._core.fs.free_bytes(self._core.volumes.directory) - (16 << 20)
+        room = self._core.fs.free_bytes(self._core.volumes.directory) - _ROOM_LEFT_BYTES
         fitting: list[Candidate] = []
         for candidate in candidates:
             room -= candidate.live_bytes

@@ -132,6 +132,11 @@ class FileSystem:
         status = os.statvfs(path)
         return status.f_bavail * status.f_frsize
 
+    def total_bytes(self, path: Path) -> int:
+        """The size of the file system of `path`."""
+        status = os.statvfs(path)
+        return status.f_blocks * status.f_frsize
+
     def extend(self, path: Path, size: int) -> None:
         """Grows a file to at least `size` bytes with zeros; never shrinks it, never changes a byte that is there."""
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
