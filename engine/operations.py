@@ -58,6 +58,7 @@ from cordwood.engine.model import (
 )
 from cordwood.engine.rows import (
     CHECKSUM_ALGORITHMS,
+    STORAGE_CLASSES,
     BucketRow,
     ObjectRow,
     RowFlag,
@@ -152,6 +153,12 @@ def check_kept(texts: Iterable[Mapping[str, str]], attrs: Mapping[str, Any]) -> 
         raise InvalidArgument(
             f"headers, metadata and attributes take {size} bytes; the limit is {DESCRIPTION_MAX}"
         )
+
+
+def check_storage_class(storage_class: str) -> None:
+    """InvalidArgument for a storage class that S3 does not have."""
+    if storage_class not in STORAGE_CLASSES:
+        raise InvalidArgument(f"storage class {storage_class!r} is none of {', '.join(STORAGE_CLASSES)}")
 
 
 def check_checksums(checksums: Mapping[str, str], checksum_type: str) -> None:

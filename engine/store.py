@@ -25,19 +25,15 @@ from cordwood.engine.attributes import SetAttrs
 from cordwood.engine.batch import Batch
 from cordwood.engine.cipher import Cipher
 from cordwood.engine.commit import Commits, Operation, Pending
-from cordwood.engine.core import MOVED_RETRIES, Core, Moved
+from cordwood.engine.core import Core
 from cordwood.engine.dump import logical_dump
 from cordwood.engine.edits import Edits, retrying
 from cordwood.engine.errors import (
     BucketNotFound,
     Closed,
     CordwoodError,
-    Corrupt,
     InvalidArgument,
-    KeyNotFound,
-    UploadNotFound,
 )
-from cordwood.engine.format import UploadHead, decode_head
 from cordwood.engine.fs import REAL, FileSystem
 from cordwood.engine.index import Txn
 from cordwood.engine.lookup import Range
@@ -48,16 +44,13 @@ from cordwood.engine.model import (
     DeleteResult,
     Listing,
     ObjectInfo,
-    PartInfo,
-    PartListing,
-    UploadInfo,
-    UploadListing,
     VersionListing,
     check_bucket_name,
     encode_key,
     encode_text,
     lookup_key,
 )
+from cordwood.engine.multipart import Multipart
 from cordwood.engine.operations import (
     CreateBucket,
     DeleteBucket,
@@ -68,21 +61,16 @@ from cordwood.engine.operations import (
     Rename,
     UpdateBucket,
     bucket_info,
+    check_storage_class,
     require_bucket,
 )
 from cordwood.engine.reader import ObjectReader
-from cordwood.engine.rows import STORAGE_CLASSES, UploadRow
-from cordwood.engine.uploads import AbortUpload, CreateUpload, require_upload, upload_info
-from cordwood.engine.volume import Place
-from cordwood.engine.writer import Data, ObjectWriter, PartWriter, describe, fill, small_content
-
-PART_NUMBER_MAX = 10_000
-MIN_PART_SIZE = 5 << 20
+from cordwood.engine.writer import Data, ObjectWriter, describe, fill, small_content
 
 T = TypeVar("T")
 
 
-class Store(Edits):
+class Store(Edits, Multipart):
     """An open store; use `Store.open`, as a context manager where that fits. Safe to use from many threads."""
 
     def __init__(self, path: Path, core: Core, session: opening.Session) -> None:
@@ -222,7 +210,7 @@ class Store(Edits):
         content = small_content(self._core, data) if cipher is None else None
         if content is not None:
             raw = encode_key(key)
-            _check_storage_class(storage_class)
+            check_storage_class(storage_class)
             about = describe(headers, metadata, storage_class, attrs)
             if checksums:
                 about.checksums, about.checksum_type = checksums, checksum_type or "FULL_OBJECT"
@@ -253,7 +241,7 @@ class Store(Edits):
     ) -> ObjectWriter:
         """A writer to fill piece by piece. BucketNotFound, KeyTooLong, InvalidKey, ReadOnly at once."""
         raw = encode_key(key)
-        _check_storage_class(storage_class)
+        check_storage_class(storage_class)
         with self._read() as txn:
             require_bucket(txn, bucket)
         return ObjectWriter(
@@ -362,7 +350,7 @@ class Store(Edits):
         What is encrypted is copied as it is stored. `attrs` may be made from what is copied, by a function.
         """
         raw = encode_key(dst_key)
-        _check_storage_class(storage_class or "STANDARD")
+        check_storage_class(storage_class or "STANDARD")
 
         def attempt() -> ObjectInfo:
             with self.get(
@@ -487,161 +475,6 @@ class Store(Edits):
                 max_keys,
             )
 
-    # --- multipart uploads ------------------------------------------------------------------------------------
-
-    def create_upload(
-        self,
-        bucket: str,
-        key: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        metadata: Mapping[str, str] | None = None,
-        storage_class: str = "STANDARD",
-        attrs: Mapping[str, Any] | None = None,
-        checksum_algorithm: str = "",
-        checksum_type: str = "",
-    ) -> UploadInfo:
-        """Begins a multipart upload."""
-        _check_storage_class(storage_class)
-        about = describe(headers, metadata, storage_class, attrs)
-        about.checksum_type = checksum_type
-        return self._execute(CreateUpload(bucket, encode_key(key), about, checksum_algorithm))
-
-    def head_upload(self, bucket: str, key: str, upload_id: str) -> UploadInfo:
-        """What was said when the upload began. UploadNotFound, also for the id of another key."""
-        raw = lookup_key(key)
-        for _ in range(MOVED_RETRIES):
-            with self._read() as txn:
-                _, _, row = require_upload(txn, bucket, raw, upload_id)
-            try:
-                return self._upload_info(bucket, row)
-            except Moved:
-                continue
-        raise Corrupt(f"volume {row.place.volume} is missing; it holds upload {upload_id}")
-
-    def part_writer(
-        self, bucket: str, key: str, upload_id: str, part_number: int, *, cipher: Cipher | None = None
-    ) -> PartWriter:
-        """A writer for one part (1 to 10,000); committing it replaces an earlier part of that number."""
-        _check_part_number(part_number)
-        raw = lookup_key(key)
-        with self._read() as txn:
-            require_upload(txn, bucket, raw, upload_id)
-        return PartWriter(self._core, bucket, raw, upload_id, part_number, cipher)
-
-    def copy_part(
-        self,
-        bucket: str,
-        key: str,
-        upload_id: str,
-        part_number: int,
-        src_bucket: str,
-        src_key: str,
-        *,
-        src_version_id: str | None = None,
-        src_conditions: Conditions | None = None,
-        range: tuple[int, int] | None = None,
-        checksums: Mapping[str, str] | None = None,
-    ) -> PartInfo:
-        """Makes a part from (a range of) an object. Chunks that lie wholly within the range are shared."""
-
-        def attempt() -> PartInfo:
-            writer = self.part_writer(bucket, key, upload_id, part_number)
-            with self.get(
-                src_bucket, src_key, version_id=src_version_id, conditions=src_conditions, range=range
-            ) as reader:
-                md5 = copying.copy_bytes(reader, writer)
-                return writer.commit(checksums=checksums, md5=md5)
-
-        return retrying(attempt)
-
-    def list_parts(
-        self, bucket: str, key: str, upload_id: str, *, after: int = 0, max_parts: int = 1000
-    ) -> PartListing:
-        """Parts with a number greater than `after`, in order."""
-        parts: list[PartInfo] = []
-        with self._read() as txn:
-            _, upload, _ = require_upload(txn, bucket, lookup_key(key), upload_id)
-            for number, row in txn.parts(upload, min(max(after, 0), 0xFFFE)):
-                if len(parts) >= max_parts:
-                    return PartListing(parts, max_parts > 0, parts[-1].number if parts else after)
-                parts.append(copying.part_info(number, row))
-        return PartListing(parts, False, None)
-
-    def list_uploads(
-        self,
-        bucket: str,
-        *,
-        prefix: str = "",
-        delimiter: str = "",
-        key_marker: str = "",
-        upload_id_marker: str = "",
-        max_uploads: int = 1000,
-    ) -> UploadListing:
-        """Uploads that are neither completed nor aborted."""
-        for _ in range(MOVED_RETRIES):
-            try:
-                with self._read() as txn:
-                    return listing.list_uploads(
-                        txn,
-                        require_bucket(txn, bucket),
-                        encode_text(prefix),
-                        encode_text(delimiter),
-                        encode_text(key_marker),
-                        upload_id_marker,
-                        max_uploads,
-                        lambda row: self._upload_info(bucket, row),
-                    )
-            except Moved:
-                continue
-        raise Corrupt(f"a volume that holds uploads of bucket {bucket!r} is missing")
-
-    def complete_upload(
-        self,
-        bucket: str,
-        key: str,
-        upload_id: str,
-        parts: Sequence[tuple[int, str]],
-        *,
-        checksums: Mapping[str, str] | None = None,
-        checksum_type: str = "",
-        attrs: Mapping[str, Any] | None = None,
-        conditions: Conditions | None = None,
-        min_part_size: int = MIN_PART_SIZE,
-    ) -> ObjectInfo:
-        """Makes one object of the parts (number, bare ETag), copying no byte. Asked again, it answers the same.
-
-        InvalidPart, InvalidPartOrder, EntityTooSmall, UploadNotFound, PreconditionFailed.
-        """
-        raw = lookup_key(key)
-
-        def attempt() -> ObjectInfo:
-            about = self.head_upload(bucket, key, upload_id)
-            description = Description(
-                about.headers,
-                about.metadata,
-                checksums or {},
-                checksum_type,
-                about.storage_class,
-                {**about.attrs, **(attrs or {})},
-            )
-            with self._read() as txn:
-                _, upload, _ = require_upload(txn, bucket, raw, upload_id)
-                rows = copying.chosen_parts(txn, upload, parts, min_part_size)
-            operation = copying.complete_operation(
-                self._core, bucket, raw, upload, upload_id, rows, description, conditions
-            )
-            return self._execute(operation)
-
-        try:
-            return retrying(attempt)
-        except UploadNotFound:  # or another call has completed it, earlier or this very moment
-            return self._completed_before(bucket, key, upload_id)
-
-    def abort_upload(self, bucket: str, key: str, upload_id: str) -> None:
-        """Ends an upload and forgets its parts. UploadNotFound."""
-        self._execute(AbortUpload(bucket, lookup_key(key), upload_id))
-
     # --- the whole --------------------------------------------------------------------------------------------
 
     def logical_dump(self) -> dict[str, Any]:
@@ -672,31 +505,6 @@ class Store(Edits):
 
     def _execute(self, operation: Operation[T]) -> T:
         return self._committer().execute(operation)
-
-    def _upload_info(self, bucket: str, row: UploadRow) -> UploadInfo:
-        place: Place = row.place
-        record = self._core.volume(place.volume).read_head(place)
-        head: UploadHead = decode_head(record.header.type, record.head, f"upload in volume {place.volume}")
-        return upload_info(bucket, head, row.clock)
-
-    def _completed_before(self, bucket: str, key: str, upload_id: str) -> ObjectInfo:
-        try:
-            info = self.head(bucket, key)
-        except KeyNotFound:
-            raise UploadNotFound(bucket, key, upload_id) from None
-        if not info.upload or f"{info.upload:016x}" != upload_id[:16]:
-            raise UploadNotFound(bucket, key, upload_id)
-        return info
-
-
-def _check_part_number(part_number: int) -> None:
-    if not 1 <= part_number <= PART_NUMBER_MAX:
-        raise InvalidArgument(f"part number {part_number} is not between 1 and {PART_NUMBER_MAX}")
-
-
-def _check_storage_class(storage_class: str) -> None:
-    if storage_class not in STORAGE_CLASSES:
-        raise InvalidArgument(f"storage class {storage_class!r} is none of {', '.join(STORAGE_CLASSES)}")
 
 
 def _check_versioning(versioning: str) -> None:

@@ -52,6 +52,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("engine.compactor", "engine.scrub"),
     ("engine.maintenance",),
     ("engine.check",),
+    ("engine.multipart",),
     ("engine.store",),
     ("engine.outbox",),
     ("engine",),
