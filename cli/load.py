@@ -97,7 +97,9 @@ class _Connection:
         "body_size",
         "buffer",
         "chunked",
+        "closes",
         "head_done",
+        "is_busy",
         "is_head",
         "left",
         "out",
@@ -112,6 +114,8 @@ class _Connection:
         self.body_size = 0
         self.start_s = 0.0
         self.is_head = False
+        self.is_busy = False
+        self.closes = False
         self._expect()
 
     def _expect(self) -> None:
@@ -173,14 +177,15 @@ class _Loop:
         while True:
             yield from requests
 
-    def connect(self) -> None:
+    def connect(self) -> _Connection:
         sock = socket.create_connection((self._place.host, self._place.port), timeout=15)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._place.tls is not None:
             sock = self._place.tls.wrap_socket(sock, server_hostname=self._place.host)
         sock.setblocking(False)
-        self._connections[sock.fileno()] = _Connection(sock)
+        connection = self._connections[sock.fileno()] = _Connection(sock)
         self._epoll.register(sock.fileno(), select.EPOLLIN)
+        return connection
 
     def run(self, ends_s: float) -> None:
         self._ends_s = ends_s
@@ -192,6 +197,8 @@ class _Loop:
                 self._failed(f"{self._busy} requests were not answered within {_GRACE_S:.0f} s", self._busy)
                 return
             for fd, event in events:
+                if fd not in self._connections:
+                    continue  # dropped while an earlier event of this round was handled
                 connection = self._connections[fd]
                 if event & select.EPOLLOUT:
                     self._send(connection)
@@ -208,6 +215,10 @@ class _Loop:
         request = next(self._requests, None) if now < self._ends_s else None
         if request is None:
             return
+        if connection.closes:
+            self._drop(connection)
+            connection = self.connect()
+        connection.is_busy = True
         self._busy += 1
         self.tally.sent += 1
         connection.begin(request)
@@ -258,6 +269,7 @@ class _Loop:
             head = connection.buffer[:end].lower() + b"\r\n"
             status = int(head[9:12])
             connection.head_done = True
+            connection.closes = b"\r\nconnection: close\r\n" in head
             connection.buffer = connection.buffer[end + 4 :]
             if status >= 300:
                 self._refused(connection, status)
@@ -282,7 +294,11 @@ class _Loop:
     def _done(self, connection: _Connection, _status: int) -> None:
         self.tally.latencies_s.append(time.perf_counter() - connection.start_s)
         self._busy -= 1
-        self._begin(connection)
+        connection.is_busy = False
+        try:
+            self._begin(connection)
+        except OSError as error:  # a server that closes after each answer did not take the next connection
+            self.tally.first_failure = self.tally.first_failure or str(error)
 
     def _refused(self, connection: _Connection, status: int) -> None:
         """An error may have a body of any form, and the request may be half sent: a new connection is simplest."""
@@ -290,16 +306,20 @@ class _Loop:
         self._lost(connection, f"HTTP {status} {text}".strip())
 
     def _lost(self, connection: _Connection, why: str) -> None:
+        is_busy = connection.is_busy
+        self._drop(connection)
+        if not is_busy:
+            return  # an idle connection was closed: nobody waits for it
         self._failed(why, 1)
+        try:
+            self._begin(self.connect())
+        except OSError as error:
+            self.tally.first_failure = self.tally.first_failure or str(error)
+
+    def _drop(self, connection: _Connection) -> None:
         self._epoll.unregister(connection.sock.fileno())
         del self._connections[connection.sock.fileno()]
         connection.sock.close()
-        try:
-            self.connect()
-        except OSError as error:
-            self.tally.first_failure = self.tally.first_failure or str(error)
-            return
-        self._begin(next(reversed(self._connections.values())))
 
     def _failed(self, why: str, count: int) -> None:
         self.tally.failed += count

@@ -34,9 +34,8 @@ from cordwood.cli.common import make_client
 from cordwood.cli.load import Prepared, Tally, run
 from cordwood.cli.s3 import S3, Part, Upload
 from cordwood.cli.uri import S3Uri
-from tests.bench.peers import servers as peer_servers
+from tests.bench.neighbours import ACCESS_KEY, SECRET_KEY, free_port, known_server
 
-_ACCESS, _SECRET = "benchmark", "benchmark-secret-key"
 _BUCKET = "large"
 _MIB = 1 << 20
 _START_TIMEOUT_S = 60.0
@@ -77,13 +76,6 @@ class Figure:
 
 
 # --- servers ----------------------------------------------------------------------------------------------------
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class Server:
@@ -137,10 +129,10 @@ class Server:
 
 
 def _start_cordwood(base: Path, workers: int, extra: list[str]) -> Server:
-    port = _free_port()
+    port = free_port()
     command = [str(Path(sys.executable).parent / "cordwood"), "serve", str(base / "store")]
     command += ["--bind", f"127.0.0.1:{port}", "--no-profile", "--workers", str(workers), *extra]
-    keys = {"CORDWOOD_ACCESS_KEY": _ACCESS, "CORDWOOD_SECRET_KEY": _SECRET}
+    keys = {"CORDWOODACCESS_KEY_KEY": ACCESS_KEY, "CORDWOODSECRET_KEY_KEY": SECRET_KEY}
     return Server(command, port, base / "cordwood.log", keys)
 
 
@@ -161,7 +153,7 @@ def _start_nginx(base: Path, workers: int, size: int) -> Server | None:
     if program is None:
         print("nginx is not installed: its lines are left out", file=sys.stderr)
         return None
-    port = _free_port()
+    port = free_port()
     (base / "www" / _BUCKET).mkdir(parents=True)
     with open(base / "www" / _BUCKET / "object", "wb") as file:
         for _ in range(size // _MIB):
@@ -172,7 +164,7 @@ def _start_nginx(base: Path, workers: int, size: int) -> Server | None:
 
 
 def _client(server: Server) -> Client:
-    return make_client(f"http://127.0.0.1:{server.port}", _ACCESS, _SECRET, "us-east-1", None, False)
+    return make_client(f"http://127.0.0.1:{server.port}", ACCESS_KEY, SECRET_KEY, "us-east-1", None, False)
 
 
 # --- one measurement --------------------------------------------------------------------------------------------
@@ -454,9 +446,9 @@ def main() -> None:
         servers.append(ours)
         others = {}
         for name in filter(None, options.peers.split(",")):
-            port = _free_port()
+            port = free_port()
             (base / name).mkdir()
-            command, environment = peer_servers(port, base / name, options.workers)[name]
+            command, environment = known_server(name, port, base / name, options.workers)
             others[name] = Server(command, port, base / f"{name}.log", environment)
             servers.append(others[name])
             time.sleep(3)  # some listen before they can serve

