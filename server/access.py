@@ -1,11 +1,12 @@
 """Who may do what: one question, one answer.
 
-Must not know: how an identity was established, the engine, the wire.
+Must not know: how an identity was established, the engine, requests.
 Invariant: `allowed` decides from its arguments alone, and what it is not told about is refused.
 
 The order of the decision is AWS's ("How Amazon S3 authorizes a request"): an explicit deny of the bucket's policy; then
 the owner, whom nobody needs to allow anything; then the policy; then the access control list. For reading an object
 that somebody else than the bucket's owner owns, that owner and his list count, and the bucket's policy can only deny.
+Temporary credentials come before all of that: what the policies of their session do not allow is not asked any further.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from cordwood.server.acl import OWNED_ACTIONS, Acl, permits, without_public
-from cordwood.server.policy import Policy, Principal, Verdict, evaluate
+from cordwood.server.policy import Policy, Principal, Verdict, evaluate, identity_policy
 from cordwood.server.policy_conditions import Lookup
+from cordwood.server.wire.session import Session
 
 # An owner who locked himself out can still change the policy, as AWS lets the root user of an account.
 _UNDENIABLE: Final = frozenset(("s3:GetBucketPolicy", "s3:PutBucketPolicy", "s3:DeleteBucketPolicy"))
@@ -34,6 +36,8 @@ class Asker(Protocol):
     def owner_id(self) -> str: ...
     @property
     def display_name(self) -> str: ...
+    @property
+    def session(self) -> Session | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,8 @@ class Context:
 
 def allowed(identity: Asker, action: str, resource: Resource, context: Context) -> bool:
     """Whether `identity` may perform `action` (as policies spell it, such as "s3:GetObject") on `resource`."""
+    if not _is_within_bounds(identity, action, resource, context):
+        return False
     if identity.is_anonymous:
         if context.anonymous_allowed:
             return True
@@ -81,7 +87,8 @@ def allowed(identity: Asker, action: str, resource: Resource, context: Context) 
     is_owner = not identity.is_anonymous and context.owner_id in ("", identity.owner_id)
     verdict = _verdict(identity, action, resource, context)
     if verdict == "deny":
-        return is_owner and action in _UNDENIABLE
+        is_role = identity.session is not None and bool(identity.session.role)
+        return is_owner and action in _UNDENIABLE and not is_role
     if context.object_owner_id and action in OWNED_ACTIONS:
         if not identity.is_anonymous and identity.owner_id == context.object_owner_id:
             return True
@@ -100,16 +107,39 @@ def allowed(identity: Asker, action: str, resource: Resource, context: Context) 
 
 
 def denied(identity: Asker, action: str, resource: Resource, context: Context) -> bool:
-    """Whether the policy refuses outright: for what a request does beside its own action."""
+    """Whether this is refused outright: for what a request does beside its own action. A session must be allowed to."""
+    if not _is_within_bounds(identity, action, resource, context):
+        return True
     return _verdict(identity, action, resource, context) == "deny"
+
+
+def principal_of(identity: Asker) -> Principal:
+    """Whoever asks, as policies name him."""
+    if identity.is_anonymous:
+        return Principal()
+    session = identity.session
+    if session is not None and session.role:
+        return Principal(identity.owner_id, session.name, role=session.role)
+    return Principal(identity.owner_id, identity.display_name)
+
+
+def _is_within_bounds(identity: Asker, action: str, resource: Resource, context: Context) -> bool:
+    """Does every policy of the session allow it? Such policies only ever take away from what the owner may do."""
+    session = identity.session
+    if session is None:
+        return True
+    principal = principal_of(identity)
+    return all(
+        evaluate(identity_policy(text), principal, action, resource.path, context.keys) == "allow"
+        for text in session.policies
+    )
 
 
 def _verdict(identity: Asker, action: str, resource: Resource, context: Context) -> Verdict:
     policy = context.policy
     if policy is None:
         return "none"
-    principal = Principal() if identity.is_anonymous else Principal(identity.owner_id, identity.display_name)
-    verdict = evaluate(policy, principal, action, resource.path, context.keys)
+    verdict = evaluate(policy, principal_of(identity), action, resource.path, context.keys)
     is_insider = not identity.is_anonymous and context.owner_id in ("", identity.owner_id)
     if verdict == "allow" and context.restrict_public_buckets and policy.is_public and not is_insider:
         return "none"

@@ -26,14 +26,19 @@ from cordwood.server.handlers.cors import preflight, sharing_headers
 from cordwood.server.handlers.form_upload import receive_form
 from cordwood.server.log_keeper import LogKeeper, Watch
 from cordwood.server.log_record import LOGGING
+from cordwood.server.sessions import NAME as SESSION_KEY
+from cordwood.server.sessions import Sessions
+from cordwood.server.sts import SecurityTokens
 from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.interpret import read_params
 from cordwood.server.wire.message import Body, BodyError, PeerInfo, RequestHead, Response
 from cordwood.server.wire.route import Operation, Route, Router
 from cordwood.server.wire.sigv4 import Identity, Verified, authenticate, authenticate_form
+from cordwood.server.wire.sts import is_for_sts
 
 if TYPE_CHECKING:
     from cordwood.server.config import Credential, Settings
+    from cordwood.server.config_values import Role
 
 log = logging.getLogger("cordwood.app")
 
@@ -103,12 +108,16 @@ class Application:
         region: str = "us-east-1",
         domains: Sequence[str] = (),
         is_open: bool = False,
+        roles: Sequence[Role] = (),
     ) -> None:
         self._store = store
-        self._secret_for = {credential.access_key: credential for credential in credentials}.get
+        sessions = Sessions(store.path / SESSION_KEY, credentials, roles)
+        self._secret_for = sessions.credentials.get
+        self._session_for = sessions.opener(time.time)
         self._region = region
         self._router = Router(domains)
         bridge = Bridge(store.start_commits)
+        self._tokens = SecurityTokens(sessions, bridge, region)
         self._gate = Gate(store, bridge, credentials, region=region, is_open=is_open)
         self.access_logs = LogKeeper(store, bridge, self._gate, region)
         self._service = Service(store, bridge, region, self._gate, self.access_logs)
@@ -138,6 +147,8 @@ class Application:
     async def _answer(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response:
         if head.method == "POST" and (form_bucket := self._router.form_bucket(head)):
             return await self._upload_form(head, body, peer, form_bucket)
+        if is_for_sts(head) and not self._router.host_bucket(head):
+            return await self._tokens.answer(head, body)
         verified = self._authenticated(head)
         route = self._router.route(head)
         operation = route.operation
@@ -152,12 +163,12 @@ class Application:
                 if LOGGING in info.attrs:
                     watch = self.access_logs.watch(info, head, peer, route, verified.identity)
                     body = watch.body(body)
-                if SHARED in info.attrs or not self._gate.is_insider(verified.identity, info):
+                if not self._gate.is_free(verified.identity, info):
                     seen = await self._check(
                         operation, info, route.key, Demand(verified.identity, head, peer)
                     )
             else:
-                self._gate.admit(verified.identity, _action(operation))
+                self._gate.admit(Demand(verified.identity, head, peer), _action(operation), bucket)
             entry = HANDLERS.get(operation.name)
             if entry is None:
                 raise s3_error("NotImplemented")
@@ -204,6 +215,7 @@ class Application:
         return authenticate(
             head,
             secret_for=self._secret_for,
+            session_for=self._session_for,
             region=self._region,
             now_s=time.time(),
             host_bucket=self._router.host_bucket(head),
@@ -217,7 +229,12 @@ class Application:
             form = await receive_form(head, body)
             now_s = time.time()
             verified = authenticate_form(
-                head, form.fields, secret_for=self._secret_for, region=self._region, now_s=now_s
+                head,
+                form.fields,
+                secret_for=self._secret_for,
+                session_for=self._session_for,
+                region=self._region,
+                now_s=now_s,
             )
             form.check(bucket, now_s)
             entry = HANDLERS["PutObject"]
@@ -240,7 +257,7 @@ class Application:
     async def _check(
         self, operation: Operation, info: BucketInfo, key: str, demand: Demand
     ) -> ObjectInfo | None:
-        if operation.name in _ASKED_FOR_EACH_KEY and SHARED in info.attrs:
+        if operation.name in _ASKED_FOR_EACH_KEY and (SHARED in info.attrs or demand.identity.session):
             return None
         action = _action(operation)
         version_id = demand.head.parameter("versionId") or None
@@ -273,4 +290,5 @@ def build_app(store: Store, settings: Settings, credentials: Sequence[Credential
         region=settings.region,
         domains=settings.domain,
         is_open=settings.anonymous,
+        roles=settings.roles,
     )

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import parse_qsl, unquote
 
-from cordwood.server.policy import Principal
+from cordwood.server.access import principal_of
 from cordwood.server.wire.message import PeerInfo, RequestHead
 from cordwood.server.wire.sigv4 import Identity
 
@@ -119,14 +119,20 @@ class ConditionKeys:
         identity = self._identity
         if identity.is_anonymous:
             return {"aws:principaltype": "Anonymous", "aws:principalaccount": "anonymous"}.get(key)
+        session = identity.session
+        if key == "aws:tokenissuetime":
+            return None if session is None else datetime.fromtimestamp(session.issued_s, UTC).isoformat()
+        is_role = session is not None and bool(session.role)
         if key == "aws:username":
-            return identity.display_name
+            return None if is_role else identity.display_name
+        if key == "aws:userid" and session is not None and is_role:
+            return f"{session.role}:{session.name}"
         if key in ("aws:userid", "aws:principalaccount"):
             return identity.owner_id
         if key == "aws:principalarn":
-            return Principal(identity.owner_id, identity.display_name).arn
+            return principal_of(identity).role_arn
         if key == "aws:principaltype":
-            return "Account"
+            return "AssumedRole" if is_role else "Account"
         if key in ("aws:viaawsservice", "aws:principalisawsservice"):
             return "false"
         return None

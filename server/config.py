@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from cordwood.server.config_values import (
     Address,
     Credential,
+    Role,
     access_key,
     address,
     credentials_value,
@@ -31,6 +32,7 @@ from cordwood.server.config_values import (
     domains,
     key_text,
     make_credential,
+    roles_value,
     workers_value,
 )
 from cordwood.server.units import (
@@ -141,6 +143,12 @@ class Settings:
         (), credentials_value,
         "further key pairs, one [[credentials]] table each: access_key, secret_key, owner_id, display_name",
         shown="(none)", is_secret=True, is_file_only=True,
+    )  # fmt: skip
+    roles: tuple[Role, ...] = _setting(
+        (), roles_value,
+        "what AssumeRole hands out, one [[roles]] table each: name, trust (access keys, owner ids, or *), policy "
+        "(JSON), owner_id, max_session (15m to 36h, 1h unless given)",
+        shown="(none)", is_file_only=True,
     )  # fmt: skip
     anonymous: bool = _setting(
         False, boolean, "serve requests without any signature, to everybody, for everything", is_flag=True
@@ -410,7 +418,7 @@ def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
         elif isinstance(value, bool):
             shown = str(value).lower()
         else:
-            shown = ",".join(value) if isinstance(value, tuple) else str(value)
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         rows.append((name, shown, loaded.sources[name]))
     return rows
 

@@ -1,4 +1,4 @@
-"""Values of settings that have a shape of their own: addresses, domains, key pairs.
+"""Values of settings that have a shape of their own: addresses, domains, key pairs, roles.
 
 Must not know: which setting has which shape, where a value was given.
 Invariants: a parser takes what a file, a variable or a flag holds, and returns the typed value or raises ValueError
@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from cordwood.server.units import between, text
+from cordwood.server.units import between, duration_between, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,20 @@ def make_credential(
     """Fill in the owner: by default derived from the access key, 64 hex digits as S3's canonical ids are."""
     derived = hashlib.sha256(b"cordwood-owner:" + access_key.encode()).hexdigest()
     return Credential(access_key, secret_key, owner_id or derived, display_name or access_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What AssumeRole hands out: a policy, and who may have it. `owner_id` is whose buckets it is about."""
+
+    name: str
+    policy: str
+    trust: tuple[str, ...]
+    owner_id: str = ""
+    max_session_s: float = 3600.0
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def workers_value(value: object) -> int:
@@ -117,6 +132,59 @@ def _credential(table: Mapping[str, object]) -> Credential:
         if needed not in values:
             raise ValueError(f"a [[credentials]] table lacks {needed}")
     return make_credential(**values)
+
+
+_ROLE_NAME = re.compile(r"[\w+=,.@-]{1,64}", re.ASCII)
+
+
+def roles_value(value: object) -> tuple[Role, ...]:
+    wanted = "expected tables: [[roles]] with name, trust and policy"
+    if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
+        raise ValueError(wanted)
+    found: dict[str, Role] = {}
+    for table in value:
+        role = _role(table)
+        if role.name in found:
+            raise ValueError(f"role {role.name!r} is given twice")
+        found[role.name] = role
+    return tuple(found.values())
+
+
+def _role(table: Mapping[str, object]) -> Role:
+    parsers: dict[str, Callable[[object], Any]] = {
+        "name": _role_name,
+        "trust": _trust,
+        "policy": text,
+        "owner_id": key_text,
+        "max_session": duration_between(900, 36 * 3600),
+    }
+    values: dict[str, Any] = {}
+    for key, given in table.items():
+        if key not in parsers:
+            raise ValueError(f"unknown key {key!r}{did_you_mean(key, list(parsers))}")
+        try:
+            values[key] = parsers[key](given)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+    for needed in ("name", "trust", "policy"):
+        if needed not in values:
+            raise ValueError(f"a [[roles]] table lacks {needed}")
+    if "max_session" in values:
+        values["max_session_s"] = values.pop("max_session")
+    return Role(**values)
+
+
+def _role_name(value: object) -> str:
+    name = text(value)
+    if not _ROLE_NAME.fullmatch(name):
+        raise ValueError("expected 1 to 64 letters, digits and any of _+=,.@-")
+    return name
+
+
+def _trust(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError('expected a list of access keys and owner ids, or ["*"] for every key pair')
+    return tuple(key_text(each) for each in value)
 
 
 def key_text(value: object) -> str:

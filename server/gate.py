@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
@@ -20,7 +21,7 @@ from cordwood.server.access import INITIATORS_ACTIONS, Context, Resource, allowe
 from cordwood.server.acl import OWNED_ACTIONS, loaded, private
 from cordwood.server.bridge import Bridge
 from cordwood.server.condition_keys import ConditionKeys
-from cordwood.server.policy import cached
+from cordwood.server.policy import cached, identity_policy
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.message import PeerInfo, RequestHead
 from cordwood.server.wire.sigv4 import Account, Identity
@@ -70,10 +71,22 @@ class Gate:
         self.owners: Mapping[str, str] = {each.owner_id: each.display_name for each in accounts}
         self._has_owners = len(self.owners) > 1
 
-    def admit(self, identity: Identity, action: str) -> None:
-        """For what concerns no bucket that exists."""
-        if not allowed(identity, action, Resource(), Context(self._is_open)):
+    def admit(self, demand: Demand, action: str, bucket: str) -> None:
+        """For what concerns no bucket that exists; `bucket` is the name of one that is to be."""
+        keys = ConditionKeys(demand.head, demand.identity, demand.peer, region=self._region, owner_id="")
+        # Without policies of its own an identity that is no stranger may do all of this, whatever the name.
+        resource = Resource(bucket if demand.identity.session is not None else "")
+        if not allowed(demand.identity, action, resource, Context(self._is_open, keys=keys)):
             raise s3_error("AccessDenied")
+
+    def is_free(self, identity: Identity, info: BucketInfo) -> bool:
+        """May the identity do anything with the bucket that its owner may, so that nobody needs to be asked?"""
+        session = identity.session
+        return (
+            SHARED not in info.attrs
+            and (session is None or not session.policies)
+            and self.is_insider(identity, info)
+        )
 
     def is_insider(self, identity: Identity, info: BucketInfo) -> bool:
         """Does the bucket belong to whom the identity speaks for? With one owner everything is his, also what he made
@@ -95,9 +108,9 @@ class Gate:
         """The bucket and what `check` answers, or AccessDenied, or the engine's BucketNotFound (which AWS, too, tells
         everybody)."""
         info = self._store.head_bucket(bucket)
-        if SHARED in info.attrs or not self.is_insider(demand.identity, info):
-            return info, await self.check(demand, action, info, key, version_id)
-        return info, None
+        if self.is_free(demand.identity, info):
+            return info, None
+        return info, await self.check(demand, action, info, key, version_id)
 
     async def check(
         self,
@@ -142,11 +155,25 @@ class Gate:
     def authorise_prefixes(self, demand: Demand, info: BucketInfo, prefixes: Iterable[str]) -> None:
         """For moving what is below a prefix without looking at it: read, write and delete it all.
 
-        No policy is asked key by key, so none may be there that refuses any key any of this.
+        No policy is asked key by key, so none may be there that refuses any key any of this; and what the policies of a
+        session allow they must allow for keys that nobody could have foreseen.
         """
         context, _ = self._context(demand, info)
-        if not self.is_insider(demand.identity, info) or (
-            context.policy is not None and context.policy.denies(_MOVING)
+        identity = demand.identity
+        session = identity.session
+        policies = [] if session is None else [identity_policy(text) for text in session.policies]
+        if context.policy is not None:
+            policies.append(context.policy)
+        unforeseen = (secrets.token_hex(20), f"{secrets.token_hex(3)}/{secrets.token_hex(8)}", "")
+        if (
+            not self.is_insider(identity, info)
+            or any(policy.denies(_MOVING) for policy in policies)
+            or not all(
+                allowed(identity, action, Resource(info.name, prefix + rest), context)
+                for action in _MOVING
+                for prefix in prefixes
+                for rest in unforeseen
+            )
         ):
             raise s3_error(
                 "AccessDenied",

@@ -52,11 +52,18 @@ def _create(path: Path) -> bool:
     """False when another process was quicker."""
     access_key = "CW" + "".join(secrets.choice(_KEY_ALPHABET) for _ in range(18))
     secret_key = "".join(secrets.choice(_ALPHABET) for _ in range(40))
+    return create_private(
+        path, f"[default]\naws_access_key_id = {access_key}\naws_secret_access_key = {secret_key}\n"
+    )
+
+
+def create_private(path: Path, text: str) -> bool:
+    """Makes a file of mode 0600, whole and synced, or not at all. False when there is one already."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(fd, "w") as file:
-            file.write(f"[default]\naws_access_key_id = {access_key}\naws_secret_access_key = {secret_key}\n")
+            file.write(text)
             file.flush()
             os.fsync(fd)
         try:
@@ -65,12 +72,16 @@ def _create(path: Path) -> bool:
             return False
     finally:
         os.unlink(beside)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    sync_directory(path.parent)
+    return True
+
+
+def sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
-    return True
 
 
 def _parse(path: Path, text: str) -> Credential:

@@ -35,6 +35,7 @@ from cordwood.server.config import Address, Credential, Settings
 from cordwood.server.conn import Limits, serve_connection
 from cordwood.server.keyfile import KeyFile
 from cordwood.server.maintenance import maintain
+from cordwood.server.sessions import check_roles
 from cordwood.server.supervisor import Child, Role, StartError, Supervisor, hold_port
 from cordwood.server.wire.errors import S3Error
 from cordwood.server.wire.message import App, Body, PeerInfo, RequestHead, Response
@@ -68,6 +69,7 @@ def serve(settings: Settings, on_ready: Callable[[Running], None]) -> None:
     directory = _store_directory(settings.dir)
     port = hold_port(settings.bind)
     credentials = settings.all_credentials()
+    check_roles(settings.roles, credentials)
     roles: list[Role] = []
     supervisor = Supervisor(roles, port, stop_timeout_s=settings.stop_timeout)
     # One process creates or recovers the store before several open it: what goes wrong is said once.

@@ -43,6 +43,8 @@ _STATEMENT: Final = frozenset(
     )
 )
 _ACTION: Final = re.compile(r"\*|s3:[a-z*?]+", re.IGNORECASE)
+_ANY_ACTION: Final = re.compile(r"\*|[a-z0-9-]+:[a-z0-9*?]+", re.IGNORECASE)
+_NOWHERE: Final = "\0"  # no bucket or key has a NUL
 _ARN: Final = "arn:aws:s3:::"
 
 # Conditions with fixed values of these keys make a statement for everybody a statement for somebody.
@@ -73,10 +75,20 @@ class Principal:
     name: str = ""
     service: str = ""
     """A part of S3 itself that acts by the policy's leave, such as "logging.s3.amazonaws.com"."""
+    role: str = ""
+    """Not empty in a session of a role; then `name` is the session's."""
 
     @property
     def arn(self) -> str:
+        """What a policy calls exactly this caller."""
+        if self.role:
+            return f"arn:aws:sts::{self.account}:assumed-role/{self.role}/{self.name}"
         return f"arn:aws:iam::{self.account}:user/{self.name}"
+
+    @property
+    def role_arn(self) -> str:
+        """The role of the session; without one the same as `arn`."""
+        return f"arn:aws:iam::{self.account}:role/{self.role}" if self.role else self.arn
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +183,7 @@ def _is_meant(named: tuple[str, str], principal: Principal) -> bool:
         return value == account
     if kind != "AWS":
         return False
-    return value in (account, f"arn:aws:iam::{account}:root", principal.arn)
+    return value in (account, f"arn:aws:iam::{account}:root", principal.arn, principal.role_arn)
 
 
 # --- reading -------------------------------------------------------------------------------------------------
@@ -183,8 +195,18 @@ def cached(text: str) -> Policy:
     return parse(text, None)
 
 
+@lru_cache(maxsize=1024)
+def identity_policy(text: str) -> Policy:
+    """A policy of somebody instead of a bucket: without principals, and of any service. PolicyError when it is none."""
+    return _parse(text, lambda value: _statement(value, None, is_identity=True))
+
+
 def parse(text: str | bytes, bucket: str | None) -> Policy:
     """Read and validate a policy for `bucket`; PolicyError when it is none."""
+    return _parse(text, lambda value: _statement(value, bucket))
+
+
+def _parse(text: str | bytes, statement: Callable[[Any], Statement]) -> Policy:
     if len(text) > MAX_BYTES:
         raise PolicyError(f"Policy exceeds the maximum allowed document size of {MAX_BYTES} bytes")
     try:
@@ -205,7 +227,7 @@ def parse(text: str | bytes, bucket: str | None) -> Policy:
     statements = listed if isinstance(listed, list) else [listed]
     if listed is None or not statements:
         raise PolicyError("Missing required field Statement")
-    return Policy(tuple(_statement(each, bucket) for each in statements), version == _VERSIONS[1])
+    return Policy(tuple(statement(each) for each in statements), version == _VERSIONS[1])
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -215,7 +237,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _statement(value: Any, bucket: str | None) -> Statement:
+def _statement(value: Any, bucket: str | None, *, is_identity: bool = False) -> Statement:
     if not isinstance(value, dict):
         raise PolicyError("Policy has an invalid statement")
     unknown = value.keys() - _STATEMENT
@@ -228,7 +250,9 @@ def _statement(value: Any, bucket: str | None) -> Statement:
         raise PolicyError(
             f"Invalid effect: {str(effect)[:100]}" if effect else "Missing required field Effect"
         )
-    principal, not_principal = _either(value, "Principal")
+    if is_identity and ("Principal" in value or "NotPrincipal" in value):
+        raise PolicyError("Policy document should not specify a principal.")
+    principal, not_principal = ("*", False) if is_identity else _either(value, "Principal")
     action, not_action = _either(value, "Action")
     if "Resource" in value or "NotResource" in value:
         resource, not_resource = _either(value, "Resource")
@@ -241,9 +265,12 @@ def _statement(value: Any, bucket: str | None) -> Statement:
         effect == "Allow",
         _principals(principal),
         not_principal,
-        tuple(_action(each) for each in _texts(action, "action")),
+        tuple(_action(each, _ANY_ACTION if is_identity else _ACTION) for each in _texts(action, "action")),
         not_action,
-        tuple(_resource(each, bucket) for each in _texts(resource, "resource")),
+        tuple(
+            _any_resource(each) if is_identity else _resource(each, bucket)
+            for each in _texts(resource, "resource")
+        ),
         not_resource,
         parse_conditions(value["Condition"]) if "Condition" in value else (),
     )
@@ -267,8 +294,8 @@ def _texts(value: Any, what: str) -> list[str]:
     return values
 
 
-def _action(text: str) -> str:
-    if not _ACTION.fullmatch(text):
+def _action(text: str, pattern: re.Pattern[str]) -> str:
+    if not pattern.fullmatch(text):
         raise PolicyError("Policy has invalid action")
     return text.lower()
 
@@ -283,6 +310,15 @@ def _resource(text: str, bucket: str | None) -> str:
     if bucket is not None and not matches(path.partition("/")[0], bucket):
         raise PolicyError("Policy has invalid resource")
     return path
+
+
+def _any_resource(text: str) -> str:
+    """In the policy of an identity: what is of another service never matches."""
+    if text == "*" or text.startswith(_ARN):
+        return text.removeprefix(_ARN)
+    if not text.startswith("arn:"):
+        raise PolicyError("Policy has invalid resource")
+    return _NOWHERE
 
 
 _KINDS: Final = ("AWS", "CanonicalUser", "Federated", "Service")

@@ -171,6 +171,7 @@ _KNOWN: Final = frozenset(
         "aws:sourcevpc",
         "aws:sourcevpce",
         "aws:tagkeys",
+        "aws:tokenissuetime",
         "aws:useragent",
         "aws:userid",
         "aws:username",

@@ -76,7 +76,8 @@ class Claim(msgspec.Struct, gc=False):
     is_presigned: bool
 
 
-def claim_of_header(head: RequestHead, header: str, now_s: float) -> Claim:
+def claim_of_header(head: RequestHead, header: str, now_s: float, payload_sha256: str | None = None) -> Claim:
+    """`payload_sha256` is of a body that has arrived, for services that do not name it in a header."""
     algorithm, _, rest = header.partition(" ")
     if algorithm != ALGORITHM:
         raise _wrong_algorithm(algorithm, header)
@@ -86,8 +87,6 @@ def claim_of_header(head: RequestHead, header: str, now_s: float) -> Claim:
     name, _, signature = last.strip(" \t").partition("=")
     if name != "Signature":
         raise _missing_components()
-    if "x-amz-security-token" in head.headers:
-        raise no_tokens()
     headers = head.headers
     amz_date = headers.get("x-amz-date")
     if amz_date is None:
@@ -95,7 +94,7 @@ def claim_of_header(head: RequestHead, header: str, now_s: float) -> Claim:
     request_s = _parse_time(amz_date)
     if request_s is None:
         raise s3_error("AccessDenied", "AWS authentication requires a valid Date or x-amz-date header")
-    payload_hash = headers.get("x-amz-content-sha256")
+    payload_hash = payload_sha256 or headers.get("x-amz-content-sha256")
     if payload_hash is None:
         raise s3_error("InvalidRequest", "Missing required header for this request: x-amz-content-sha256")
     if scope.day != amz_date[:8]:
@@ -137,9 +136,9 @@ def _scope(credential: list[str], signed_headers: str) -> Scope:
     return Scope(access_key, day, region, service, terminal, text, _signed_headers(signed_headers))
 
 
-def claim_of_query(head: RequestHead, parameters: dict[str, str], now_s: float) -> Claim:
-    if "x-amz-security-token" in parameters or "x-amz-security-token" in head.headers:
-        raise no_tokens()
+def claim_of_query(
+    head: RequestHead, parameters: dict[str, str], now_s: float, payload_sha256: str | None = None
+) -> Claim:
     if any(name not in parameters for name in PRESIGNED_PARAMETERS):
         raise _bad_query(
             "Query-string authentication version 4 requires the X-Amz-Algorithm, X-Amz-Credential, X-Amz-Signature, "
@@ -168,7 +167,9 @@ def claim_of_query(head: RequestHead, parameters: dict[str, str], now_s: float) 
         )
     _check_lifetime(parameters["x-amz-expires"], request_s, now_s)
     # Usually not there. When it is, its value takes the place of UNSIGNED-PAYLOAD in what is signed.
-    payload_hash = parameters.get("x-amz-content-sha256") or head.headers.get("x-amz-content-sha256")
+    payload_hash = (
+        payload_sha256 or parameters.get("x-amz-content-sha256") or head.headers.get("x-amz-content-sha256")
+    )
     return Claim(
         _scope(credential, parameters["x-amz-signedheaders"]),
         amz_date,
@@ -356,7 +357,3 @@ def _only_v4() -> S3Error:
 
 def no_ecdsa() -> S3Error:
     return s3_error("NotImplemented", f"SigV4A (ECDSA) is not implemented. Please use {ALGORITHM}.")
-
-
-def no_tokens() -> S3Error:
-    return s3_error("InvalidToken", "Session tokens are not issued by this server, so none is valid.")

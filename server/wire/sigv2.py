@@ -79,9 +79,12 @@ def check_lifetime(parameters: dict[str, str], now_s: float) -> None:
         raise s3_error("AccessDenied", "Request has expired", Expires=expires, ServerTime=f"{int(now_s)}")
 
 
-def string_to_sign(head: RequestHead, expires: str, host_bucket: str) -> str:
-    """What the client signed. `host_bucket` is the bucket that the Host names, or "" in path style."""
-    headers = head.headers
+def string_to_sign(head: RequestHead, expires: str, host_bucket: str, token: str | None = None) -> str:
+    """What the client signed. `host_bucket` is the bucket that the Host names, or "" in path style.
+
+    A session token is signed as the header that it would be, also where it stands in the query.
+    """
+    headers = head.headers if token is None else {**head.headers, "x-amz-security-token": token}
     amz = sorted(
         f"{name}:{_BLANKS.sub(' ', value.strip())}\n"
         for name, value in headers.items()

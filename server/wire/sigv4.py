@@ -39,10 +39,10 @@ from cordwood.server.wire.claims import (
     claim_of_header,
     claim_of_query,
     no_ecdsa,
-    no_tokens,
 )
 from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.message import RequestHead
+from cordwood.server.wire.session import Session, SessionAccount
 from cordwood.server.wire.signing import (
     EMPTY_SHA256,
     UNSIGNED_PAYLOAD,
@@ -83,6 +83,9 @@ class Account(KeyPair, Protocol):
     def display_name(self) -> str: ...
 
 
+SessionFor = Callable[[str, str], Account]
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who asks."""
@@ -91,6 +94,8 @@ class Identity:
     owner_id: str
     display_name: str
     is_anonymous: bool
+    session: Session | None = None
+    """Of temporary credentials."""
 
 
 # AWS's own canonical id of "everybody".
@@ -151,12 +156,16 @@ def authenticate(
     secret_for: Callable[[str], Account | None],
     region: str,
     now_s: float,
+    session_for: SessionFor | None = None,
     service: str = "s3",
     host_bucket: str = "",
+    payload_sha256: str | None = None,
 ) -> Verified:
-    """Check the signature of a request head. `secret_for` gives the credential of an access key, or None.
+    """Check the signature of a request head. `secret_for` gives the credential of an access key, or None;
+    `session_for` that of an access key with a session token, or raises.
 
     `host_bucket` is the bucket that the Host names in virtual-host style: Signature Version 2 signs it.
+    `payload_sha256` is of a body that has arrived; for services other than S3, which do not name it in a header.
     Raises S3Error. The body is not looked at: what it must satisfy is in the plan of the answer.
     """
     header = head.headers.get("authorization")
@@ -170,20 +179,18 @@ def authenticate(
                 ArgumentName="Authorization",
                 ArgumentValue=header,
             )
-        claim = claim_of_header(head, header, now_s)
+        claim = claim_of_header(head, header, now_s, payload_sha256)
     elif parameters.keys() & SIGV2_PARAMETERS:
-        return _verify_version_2(head, parameters, secret_for, now_s, host_bucket)
+        return _verify_version_2(head, parameters, secret_for, session_for, now_s, host_bucket)
     elif parameters:
-        claim = claim_of_query(head, parameters, now_s)
+        claim = claim_of_query(head, parameters, now_s, payload_sha256)
     else:
         return Verified(_AUTHENTICATOR, ANONYMOUS, _anonymous_plan(head))
 
     check_scope(claim, region, service)
     check_signed_headers(head, claim)
     scope = claim.scope
-    credential = secret_for(scope.access_key)
-    if credential is None:
-        raise s3_error("InvalidAccessKeyId", AWSAccessKeyId=scope.access_key)
+    credential = _account(scope.access_key, _token(head, parameters), secret_for, session_for)
     mac = signer(credential.secret_key, scope.day, region, service)
     path = canonical_path(head.path)
     if not _is_signed(head, claim, mac, path):
@@ -191,27 +198,25 @@ def authenticate(
         as_sent = canonical_escaped_path(head.raw_path)
         if as_sent == path or not _is_signed(head, claim, mac, as_sent):
             raise _mismatch(head, claim)
-    identity = _identity(credential.access_key, credential.owner_id, credential.display_name)
-    return Verified(_AUTHENTICATOR, identity, _payload_plan(head, claim.payload_hash, claim, mac.key))
+    plan = _payload_plan(head, claim.payload_hash, claim, mac.key)
+    return Verified(_AUTHENTICATOR, _identity(credential), plan)
 
 
 def _verify_version_2(
     head: RequestHead,
     parameters: dict[str, str],
     secret_for: Callable[[str], Account | None],
+    session_for: SessionFor | None,
     now_s: float,
     host_bucket: str,
 ) -> Verified:
     if parameters.keys() & set(PRESIGNED_PARAMETERS):
         raise s3_error("InvalidArgument", "Only one auth mechanism allowed; the query has parameters of two.")
-    if "x-amz-security-token" in parameters or "x-amz-security-token" in head.headers:
-        raise no_tokens()
     sigv2.check_lifetime(parameters, now_s)
     access_key = parameters["awsaccesskeyid"]
-    credential = secret_for(access_key)
-    if credential is None:
-        raise s3_error("InvalidAccessKeyId", AWSAccessKeyId=access_key)
-    text = sigv2.string_to_sign(head, parameters["expires"], host_bucket)
+    token = _token(head, parameters)
+    credential = _account(access_key, token, secret_for, session_for)
+    text = sigv2.string_to_sign(head, parameters["expires"], host_bucket, token)
     if not sigv2.is_signed(credential.secret_key, text, parameters["signature"]):
         raise s3_error(
             "SignatureDoesNotMatch",
@@ -219,9 +224,8 @@ def _verify_version_2(
             StringToSign=text,
             SignatureProvided=parameters["signature"],
         )
-    identity = _identity(credential.access_key, credential.owner_id, credential.display_name)
     declared = head.headers.get("x-amz-content-sha256") or UNSIGNED_PAYLOAD
-    return Verified(_AUTHENTICATOR, identity, _payload_plan(head, declared, None, b""))
+    return Verified(_AUTHENTICATOR, _identity(credential), _payload_plan(head, declared, None, b""))
 
 
 def authenticate_form(
@@ -231,6 +235,7 @@ def authenticate_form(
     secret_for: Callable[[str], Account | None],
     region: str,
     now_s: float,
+    session_for: SessionFor | None = None,
     service: str = "s3",
 ) -> Verified:
     """Check the signature of a browser's form, which is one of its policy. `fields` by lower-case name.
@@ -252,8 +257,6 @@ def authenticate_form(
                 "the fields.",
                 argument_name=name,
             )
-    if "x-amz-security-token" in fields:
-        raise no_tokens()
     policy = fields["policy"]
     if is_version_4:
         claim = claim_of_query(head, {**fields, **FORM_LIFETIME}, now_s)
@@ -262,9 +265,7 @@ def authenticate_form(
     else:
         claim = None
         access_key, signature = fields["awsaccesskeyid"], fields["signature"]
-    credential = secret_for(access_key)
-    if credential is None:
-        raise s3_error("InvalidAccessKeyId", AWSAccessKeyId=access_key)
+    credential = _account(access_key, fields.get(_TOKEN), secret_for, session_for)
     if claim is not None:
         expected = signer(credential.secret_key, claim.scope.day, region, service).sign(policy)
         is_signed = _is_same(expected, signature)
@@ -277,12 +278,49 @@ def authenticate_form(
             StringToSign=policy,
             SignatureProvided=signature,
         )
-    identity = _identity(credential.access_key, credential.owner_id, credential.display_name)
-    return Verified(_AUTHENTICATOR, identity, plan)
+    return Verified(_AUTHENTICATOR, _identity(credential), plan)
+
+
+_TOKEN: Final = "x-amz-security-token"
+
+
+def _token(head: RequestHead, parameters: Mapping[str, str]) -> str | None:
+    """The session token. That it is signed is what the rule about x-amz-* headers sees to, or the query's signature."""
+    in_header = head.headers.get(_TOKEN)
+    if not parameters:
+        return in_header
+    in_query = parameters.get(_TOKEN)
+    if in_query is not None and in_header is not None:
+        raise s3_error("InvalidArgument", "The security token is given twice.", ArgumentName=_TOKEN)
+    return in_header if in_query is None else in_query
+
+
+def _account(
+    access_key: str,
+    token: str | None,
+    secret_for: Callable[[str], Account | None],
+    session_for: SessionFor | None,
+) -> Account:
+    if token is not None:
+        if session_for is None:
+            raise s3_error("InvalidToken")
+        return session_for(access_key, token)
+    account = secret_for(access_key)
+    if account is None:
+        raise s3_error("InvalidAccessKeyId", AWSAccessKeyId=access_key)
+    return account
+
+
+def _identity(account: Account) -> Identity:
+    if isinstance(account, SessionAccount):
+        return Identity(
+            account.access_key, account.owner_id, account.display_name, False, session=account.session
+        )
+    return _usual_identity(account.access_key, account.owner_id, account.display_name)
 
 
 @lru_cache(maxsize=1024)
-def _identity(access_key: str, owner_id: str, display_name: str) -> Identity:
+def _usual_identity(access_key: str, owner_id: str, display_name: str) -> Identity:
     return Identity(access_key, owner_id, display_name, is_anonymous=False)
 
 

@@ -539,9 +539,10 @@ def test_signature_version_4a_is_not_implemented() -> None:
     assert refusal(with_parameter(presigned(), "X-Amz-Algorithm", "AWS4-ECDSA-P256-SHA256")).status == 501
 
 
-def test_session_tokens_are_refused() -> None:
+def test_session_tokens_are_refused_where_nobody_knows_them_or_they_are_not_signed() -> None:
     assert refusal(signed(headers={"x-amz-security-token": "t"})).code == "InvalidToken"
-    assert refusal(with_header(presigned(), "x-amz-security-token", "t")).code == "InvalidToken"
+    assert refusal(with_header(signed(), "x-amz-security-token", "t")).code == "AccessDenied"
+    assert refusal(with_header(presigned(), "x-amz-security-token", "t")).code == "AccessDenied"
     assert refusal(with_parameter(presigned(), "X-Amz-Security-Token", "t")).code == "InvalidToken"
 
 
