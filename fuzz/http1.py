@@ -40,7 +40,7 @@ def _read(feeds: Iterable[bytes]) -> tuple[list[object], bool]:
                     assert head.content_length is None or not head.is_chunked
                     assert head.http_version == "1.0" or head.headers["host"]
                     assert all("\r" not in value and "\n" not in value for value in head.headers.values())
-                    seen.append((head.method, head.path, head.query, head.header_list))
+                    seen.append((head.method, head.path, head.query, list(head.headers.items())))
                     body = b""
                 piece = receiver.next_body()
                 if piece is None:

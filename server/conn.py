@@ -487,7 +487,6 @@ def _no_request(is_head: bool, runtime: _Runtime) -> RequestHead:
         query=[],
         raw_query=b"",
         headers={},
-        header_list=[],
         content_length=None,
         is_chunked=False,
         expect_continue=False,

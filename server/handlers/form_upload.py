@@ -112,7 +112,6 @@ class Form:
             query=[],
             raw_query=b"",
             headers=headers,
-            header_list=list(headers.items()),
             content_length=None,
             # The length of the file shows only when it ends.
             is_chunked=True,

@@ -4,17 +4,18 @@ Purpose: one place for what both sides of the seam agree on: a parsed request he
 body to be received, and the shape of the application in between.
 Must not know: trio, sockets, the engine, S3.
 Invariants: values only. A `RequestHead` is made by the parser alone and has passed every check of RFC 9112 framing.
+They are structs of msgspec, since one of each is made for every request.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 
-@dataclass(slots=True)
-class RequestHead:
+
+class RequestHead(msgspec.Struct, gc=False):
     """The request line and header fields of one request."""
 
     method: str
@@ -29,8 +30,6 @@ class RequestHead:
     raw_query: bytes
     headers: dict[str, str]
     """Lower-case names; values are UTF-8 where valid, else latin-1; repeated fields are joined with ","."""
-    header_list: list[tuple[str, str]]
-    """As received (lower-case names), duplicates kept."""
     content_length: int | None
     is_chunked: bool
     expect_continue: bool
@@ -71,12 +70,11 @@ class Spans(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Response:
+class Response(msgspec.Struct):
     """What the application answers. Exactly one of `body`, `stream` and `spans` carries the bytes."""
 
     status: int
-    headers: list[tuple[str, str]] = field(default_factory=list)
+    headers: list[tuple[str, str]] = []
     body: bytes | None = b""
     """A small body, sent together with the head."""
     stream: AsyncIterator[bytes] | None = None
@@ -89,8 +87,7 @@ class Response:
     """Close the connection after this response."""
 
 
-@dataclass(frozen=True, slots=True)
-class PeerInfo:
+class PeerInfo(msgspec.Struct, frozen=True, gc=False):
     """The other end of the connection."""
 
     address: str

@@ -35,7 +35,6 @@ def head_of(method: str, url: str, headers: dict[str, str] | None = None) -> Req
         query=query,
         raw_query=parts.query.encode(),
         headers=fields,
-        header_list=list(fields.items()),
         content_length=0,
         is_chunked=False,
         expect_continue=False,
