@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cordwood.engine import locks, namespace
 from cordwood.engine.clock import milliseconds, tick
@@ -32,8 +32,17 @@ from cordwood.engine.operations import (
     find_version,
     lock_of_row,
     require_bucket,
+    row_etag,
 )
 from cordwood.engine.rows import ObjectRow, RowFlag
+
+
+class Touched(NamedTuple):
+    """The version whose attributes were changed."""
+
+    version_id: str
+    size: int
+    etag: str
 
 
 @dataclass(slots=True)
@@ -57,8 +66,7 @@ class SetAttrs:
     def size_hint(self) -> int:
         return 4096 + len(self.key)
 
-    def decide(self, decision: Decision) -> int:
-        """The clock of the change."""
+    def decide(self, decision: Decision) -> Touched:
         txn = decision.txn
         bucket = require_bucket(txn, self.bucket).head
         root = bucket.bucket
@@ -71,8 +79,8 @@ class SetAttrs:
             raise Locked(self.bucket, self.key.decode(), version_id_of(row.clock, is_null=_is_null(row)))
         place = namespace.resolve(txn, root, self.key)
         assert place is not None
-        clock, _ = decision.write(AttrsHead(root, *place, row.clock, dict(self.attrs)))
-        return clock
+        decision.write(AttrsHead(root, *place, row.clock, dict(self.attrs)))
+        return Touched(version_id_of(row.clock, is_null=_is_null(row)), row.size, row_etag(row))
 
 
 def require_version(txn: Txn, root: int, bucket: str, key: bytes, version_id: str | None) -> ObjectRow:

@@ -1,7 +1,7 @@
 """Fuzz the XML documents of requests.
 
 Invariant: any bytes are read into the structure that the model names, with values of the model's types, or are refused
-by one of four S3 errors; never anything else.
+by one of five S3 errors; never anything else.
 
 Must not know: the engine, sockets.
 """
@@ -28,6 +28,7 @@ OPERATIONS = tuple(
 REFUSALS = {
     "MalformedXML",
     "MissingRequestBodyError",
+    "InvalidArgument",
     "InvalidLocationConstraint",
     "MaxMessageLengthExceeded",
 }

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from cordwood.engine import BucketInfo, ObjectInfo, Store
+from cordwood.engine import BucketInfo, ObjectInfo, Outbox, Store
 from cordwood.engine import errors as engine_errors
 from cordwood.server.bridge import Bridge
 from cordwood.server.gate import PAYER, SHARED, Demand, Gate
@@ -109,6 +109,7 @@ class Application:
         domains: Sequence[str] = (),
         is_open: bool = False,
         roles: Sequence[Role] = (),
+        targets: Iterable[str] = (),
     ) -> None:
         self._store = store
         sessions = Sessions(store.path / SESSION_KEY, credentials, roles)
@@ -120,7 +121,9 @@ class Application:
         self._tokens = SecurityTokens(sessions, bridge, region)
         self._gate = Gate(store, bridge, credentials, region=region, is_open=is_open)
         self.access_logs = LogKeeper(store, bridge, self._gate, region)
-        self._service = Service(store, bridge, region, self._gate, self.access_logs)
+        self._service = Service(
+            store, bridge, region, self._gate, self.access_logs, Outbox(store), frozenset(targets)
+        )
 
     async def __call__(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response:
         if "origin" not in head.headers and head.method != "OPTIONS":
@@ -291,4 +294,5 @@ def build_app(store: Store, settings: Settings, credentials: Sequence[Credential
         domains=settings.domain,
         is_open=settings.anonymous,
         roles=settings.roles,
+        targets=(target.arn for target in settings.notification_targets),
     )

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from cordwood.server.config_values import (
     Address,
     Credential,
+    NotificationTarget,
     Role,
     access_key,
     address,
@@ -32,6 +33,7 @@ from cordwood.server.config_values import (
     domains,
     key_text,
     make_credential,
+    notification_targets,
     roles_value,
     workers_value,
 )
@@ -55,6 +57,7 @@ __all__ = [
     "ConfigError",
     "Credential",
     "Loaded",
+    "NotificationTarget",
     "Setting",
     "Settings",
     "describe",
@@ -268,6 +271,17 @@ class Settings:
         duration_between(0.1, 86400),
         "records of server access logging are delivered to their buckets this often",
         unit="seconds",
+    )
+    notification_targets: tuple[NotificationTarget, ...] = _setting(
+        (), notification_targets,
+        "where event notifications may go, one [[notification_targets]] table each: arn, and url or file",
+        shown="(none)", is_secret=True, is_file_only=True,
+    )  # fmt: skip
+    notification_queue_max: int = _setting(
+        100_000,
+        between(1, 10**9),
+        "most messages that wait for one target that cannot be reached; then the oldest are dropped",
+        unit="count",
     )
     scrub_days: float = _setting(
         30.0, number_between(0, 36500), "everything is read and verified once in so many days; 0: never",

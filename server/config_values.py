@@ -1,4 +1,4 @@
-"""Values of settings that have a shape of their own: addresses, domains, key pairs, roles.
+"""Values of settings that have a shape of their own: addresses, domains, key pairs, roles, notification targets.
 
 Must not know: which setting has which shape, where a value was given.
 Invariants: a parser takes what a file, a variable or a flag holds, and returns the typed value or raises ValueError
@@ -207,3 +207,98 @@ def did_you_mean(word: str, valid: list[str]) -> str:
 
     near = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; valid are {', '.join(valid)}"
+
+
+# --- notification targets ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NotificationTarget:
+    """Where the messages to an ARN go: POSTed to `url`, or appended to `file` as lines."""
+
+    arn: str
+    url: str = field(default="", repr=False)
+    """May hold a password or a token."""
+    file: str = ""
+    authorization: str = field(default="", repr=False)
+    batch: int = 1
+    timeout_s: float = 10.0
+
+
+_ARN = re.compile(r"arn:[a-z0-9-]+:(sns|sqs|lambda|events):[a-z0-9-]*:[A-Za-z0-9-]*:[^\s/][^\s]*\Z")
+_KIND_OF_SERVICE = {"sns": "Topic", "sqs": "Queue", "lambda": "CloudFunction", "events": "EventBridge"}
+
+
+def kind_of_arn(arn: str) -> str | None:
+    """What an ARN names: "Topic", "Queue", "CloudFunction" or "EventBridge"; None when it is none of these."""
+    match = _ARN.match(arn)
+    return _KIND_OF_SERVICE[match[1]] if match else None
+
+
+def notification_targets(value: object) -> tuple[NotificationTarget, ...]:
+    if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
+        raise ValueError("expected tables: [[notification_targets]] with arn, and url or file")
+    found: dict[str, NotificationTarget] = {}
+    for table in value:
+        target = _notification_target(table)
+        if target.arn in found:
+            raise ValueError(f"arn {target.arn!r} is given twice")
+        found[target.arn] = target
+    return tuple(found.values())
+
+
+def _notification_target(table: Mapping[str, object]) -> NotificationTarget:
+    parsers: dict[str, tuple[str, Callable[[object], Any]]] = {
+        "arn": ("arn", _target_arn),
+        "url": ("url", _target_url),
+        "file": ("file", _target_file),
+        "authorization": ("authorization", _header_text),
+        "batch": ("batch", between(1, 1000)),
+        "timeout": ("timeout_s", duration_between(0.1, 600)),
+    }
+    values: dict[str, Any] = {}
+    for key, given in table.items():
+        if key not in parsers:
+            raise ValueError(f"unknown key {key!r}{did_you_mean(key, list(parsers))}")
+        name, parse = parsers[key]
+        try:
+            values[name] = parse(given)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+    if "arn" not in values:
+        raise ValueError("a [[notification_targets]] table lacks arn")
+    if ("url" in values) == ("file" in values):
+        raise ValueError(f"target {values['arn']!r} needs either a url or a file")
+    if "authorization" in values and "url" not in values:
+        raise ValueError(f"target {values['arn']!r}: authorization goes with a url")
+    return NotificationTarget(**values)
+
+
+def _target_arn(value: object) -> str:
+    arn = text(value)
+    if kind_of_arn(arn) is None:
+        raise ValueError(
+            "expected the ARN of a topic, queue, function or event bus, such as arn:aws:sqs:us-east-1:000000000000:NAME"
+        )
+    return arn
+
+
+def _target_url(value: object) -> str:
+    url = text(value)
+    if not re.match(r"https?://[^/\s@]+(@[^/\s@]+)?(/\S*)?\Z", url):
+        raise ValueError("expected a URL that begins with http:// or https://")
+    return url
+
+
+def _target_file(value: object) -> str:
+    file = text(value)
+    if not os.path.isabs(file):
+        raise ValueError("expected an absolute path")
+    return file
+
+
+def _header_text(value: object) -> str:
+    header = text(value)
+    if not header or any(not " " <= c <= "~" for c in header):
+        raise ValueError("expected printable ASCII")
+    return header

@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from cordwood.engine import Conditions, ObjectEntry, Store, errors
+from cordwood.engine import BucketInfo, Conditions, ObjectEntry, Outbox, Store, errors
 from cordwood.server.lifecycle import DAY_MS, LIFECYCLE, Rule, after, compiled
+from cordwood.server.notifications import NOTIFICATION, Occasion, messages, removed
 
 log = logging.getLogger("cordwood.lifecycle")
 
 _PAGE = 1000
+_OURSELVES = "s3.amazonaws.com"  # who asked, and from where, when nobody did
 
 Removal = tuple[str, str | None, Conditions | None]
 
@@ -41,7 +43,7 @@ class LifecycleReport:
 
 
 class LifecycleWorker:
-    """`day_ms` is the length of a day; only tests have another than the usual one."""
+    """`day_ms` is the length of a day; only tests have another than the usual one. `targets`: who can be told."""
 
     def __init__(
         self,
@@ -50,8 +52,13 @@ class LifecycleWorker:
         day_ms: int = DAY_MS,
         dry_run: bool = False,
         should_stop: Callable[[], bool] = lambda: False,
+        region: str = "us-east-1",
+        targets: frozenset[str] = frozenset(),
     ) -> None:
         self._store = store
+        self._outbox = Outbox(store)
+        self._region = region
+        self._targets = targets
         self._day_ms = day_ms
         self._dry_run = dry_run
         self._should_stop = should_stop
@@ -67,21 +74,22 @@ class LifecycleWorker:
             if configuration is None or self._should_stop():
                 continue
             try:
-                self._run_bucket(bucket.name, compiled(configuration))
+                self._run_bucket(bucket, compiled(configuration))
             except errors.BucketNotFound:
                 continue  # it went while we looked
         return self._report
 
-    def _run_bucket(self, bucket: str, rules: list[Rule]) -> None:
+    def _run_bucket(self, info: BucketInfo, rules: list[Rule]) -> None:
+        bucket = info.name
         batch: list[Removal] = []
         ending = [rule for rule in rules if rule.ends_versions]
         if ending:
             for removal in self._removals(bucket, ending):
                 batch.append(removal)
                 if len(batch) >= _PAGE:
-                    self._remove(bucket, batch)
+                    self._remove(info, batch)
                     batch = []
-        self._remove(bucket, batch)
+        self._remove(info, batch)
         self._abort_uploads(bucket, [rule for rule in rules if rule.abort_days is not None])
 
     # --- versions ---------------------------------------------------------------------------------------------
@@ -167,12 +175,30 @@ class LifecycleWorker:
 
         return rule.matches(entry.key, entry.size, tags)
 
-    def _remove(self, bucket: str, batch: list[Removal]) -> None:
+    def _remove(self, info: BucketInfo, batch: list[Removal]) -> None:
         if not batch or self._dry_run:
             return
-        for result in self._store.delete_many(bucket, batch):
+        for result in self._announcing(info, batch).delete_many(info.name, batch):
             if isinstance(result, errors.CordwoodError):
                 self._report.kept += 1
+
+    def _announcing(self, info: BucketInfo, batch: list[Removal]) -> Store:
+        """The store, with messages about the removals where the bucket's configuration wants them."""
+        configuration = info.attrs.get(NOTIFICATION)
+        if configuration is None:
+            return self._store
+        occasion = Occasion(
+            info.name,
+            info.attrs.get("owner", {"id": ""})["id"],
+            self._region,
+            _OURSELVES,
+            _OURSELVES,
+            has_versioning=info.versioning != "",
+        )
+        tell = removed([(key, version_id) for key, version_id, _ in batch], family="LifecycleExpiration")
+        return self._outbox.announcing(
+            lambda result, clock: messages(configuration, self._targets, occasion, tell(result), clock)
+        )
 
     # --- uploads ----------------------------------------------------------------------------------------------
 

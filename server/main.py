@@ -35,6 +35,7 @@ from cordwood.server.config import Address, Credential, Settings
 from cordwood.server.conn import Limits, serve_connection
 from cordwood.server.keyfile import KeyFile
 from cordwood.server.maintenance import maintain
+from cordwood.server.notifier import deliver
 from cordwood.server.sessions import check_roles
 from cordwood.server.supervisor import Child, Role, StartError, Supervisor, hold_port
 from cordwood.server.wire.errors import S3Error
@@ -83,6 +84,8 @@ def serve(settings: Settings, on_ready: Callable[[Running], None]) -> None:
         for number in range(settings.workers)
     ]
     roles.append(Role("maintenance", partial(maintain, settings)))
+    if settings.notification_targets:
+        roles.append(Role("notifier", partial(_notify, settings)))
     supervisor.run(lambda: on_ready(Running(port.address, credentials, key_file)))
 
 
@@ -249,3 +252,25 @@ async def _watch_for_stop(lifeline_fd: int, stopping: trio.Event) -> None:
             nursery.start_soon(orphaned)
             async for _ in signals:
                 stopping.set()
+
+
+# --- the notifier ---------------------------------------------------------------------------------------------
+
+
+def _notify(settings: Settings, child: Child) -> int:
+    store = _opened(settings, child)
+    if store is None:
+        return 1
+    with store:
+        trio.run(_deliver_notifications, settings, store, child)
+    return 0
+
+
+async def _deliver_notifications(settings: Settings, store: Store, child: Child) -> None:
+    stopping = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch_for_stop, child.lifeline_fd, stopping)
+        nursery.start_soon(deliver, store, settings.notification_targets, settings.notification_queue_max)
+        child.ready()
+        await stopping.wait()
+        nursery.cancel_scope.cancel()

@@ -102,6 +102,8 @@ class _Loop:
             day_ms=int(settings.lifecycle_day * 1000),
             dry_run=settings.lifecycle_dry_run,
             should_stop=stop,
+            region=settings.region,
+            targets=frozenset(target.arn for target in settings.notification_targets),
         )
         self._scrubber = store.scrubber(should_stop=stop)
         self._scrubbed_s = now_s

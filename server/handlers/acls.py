@@ -21,6 +21,7 @@ from cordwood.server.handlers.conditions import version_text
 from cordwood.server.handlers.grants import PERMISSIONS, document_acl, refuse_public, requested_acl
 from cordwood.server.handlers.ingest import receive_structure
 from cordwood.server.handlers.request import Request, handles
+from cordwood.server.notifications import touched
 from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
@@ -154,8 +155,9 @@ async def put_object_acl(request: Request) -> Response:
     acl = await _wanted(request, owner["ID"], bucket_owner_id)
     refuse_public(acl, info)
     attrs = {"acl": None if acl == private(owner["ID"]) else dumped(acl)}
+    store = request.announcing(touched("ObjectAcl:Put", request.key))
     await service.bridge.run(
-        lambda: service.store.update_attrs(
+        lambda: store.update_attrs(
             request.bucket, request.key, attrs, version_id=version_id or found.version_id
         )
     )

@@ -23,6 +23,7 @@ from cordwood.server.handlers.ingest import DEFAULT_ALGORITHM, ingest, integrity
 from cordwood.server.handlers.lifecycle import expiration_member
 from cordwood.server.handlers.new_object import new_attrs
 from cordwood.server.handlers.request import Request
+from cordwood.server.notifications import created
 from cordwood.server.wire.checksums import combine, composite
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import respond
@@ -70,7 +71,7 @@ async def append_object(request: Request) -> Response:
             raise s3_error("EncryptionTypeMismatch", "Nothing can be appended to an encrypted object.")
         _check_silence(request)
     algorithm = _algorithm(before) or checks.algorithm or DEFAULT_ALGORITHM
-    writer = service.store.append_writer(
+    writer = request.announcing(created("ObjectCreated:Put")).append_writer(
         request.bucket,
         request.key,
         headers=system_headers(params),

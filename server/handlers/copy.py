@@ -29,6 +29,7 @@ from cordwood.server.handlers.describe import (
 from cordwood.server.handlers.lifecycle import expiration_member
 from cordwood.server.handlers.new_object import copied_attrs
 from cordwood.server.handlers.request import Request, handles
+from cordwood.server.notifications import created
 from cordwood.server.wire.checksums import hasher
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import respond
@@ -169,7 +170,7 @@ def _copy(
     if algorithm is not None and algorithm not in original.checksums:
         checksums = {algorithm: checksum_of(store, source, algorithm, original.etag)}
         checksum_type = "FULL_OBJECT"
-    info = store.copy(
+    info = request.announcing(created("ObjectCreated:Copy")).copy(
         source.bucket,
         source.key,
         request.bucket,

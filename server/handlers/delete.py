@@ -15,6 +15,7 @@ from cordwood.server.handlers.failures import translate
 from cordwood.server.handlers.ingest import receive_structure
 from cordwood.server.handlers.locking import may_bypass
 from cordwood.server.handlers.request import Request, handles
+from cordwood.server.notifications import removed
 from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
@@ -33,10 +34,11 @@ async def delete_object(request: Request) -> Response:
     conditions = _conditions(
         params.get("IfMatch"), params.get("IfMatchLastModifiedTime"), params.get("IfMatchSize")
     )
-    future = request.service.store.delete_async(
+    version_id = version_text(params)
+    future = request.announcing(removed([(request.key, version_id)])).delete_async(
         request.bucket,
         request.key,
-        version_id=version_text(params),
+        version_id=version_id,
         conditions=conditions,
         bypass_governance=may_bypass(params),
         wake=False,
@@ -44,7 +46,7 @@ async def delete_object(request: Request) -> Response:
     try:
         result = await request.service.bridge.committed(future)
     except (engine_errors.NotFound, engine_errors.PreconditionFailed) as error:
-        answer = _settled(error, request, version_text(params), conditions)
+        answer = _settled(error, request, version_id, conditions)
         if answer is not None:
             raise answer from error
         result = _NOTHING
@@ -124,8 +126,9 @@ async def delete_objects(request: Request) -> Response:
         places.append(place)
     service = request.service
     bypass = may_bypass(request.params)
+    told = request.announcing(removed([(key, version_id) for key, version_id, _ in wanted]))
     results = await service.bridge.run(
-        lambda: service.store.delete_many(request.bucket, wanted, bypass_governance=bypass)
+        lambda: told.delete_many(request.bucket, wanted, bypass_governance=bypass)
     )
     for place, (_, version_id, conditions), result in zip(places, wanted, results, strict=True):
         if isinstance(result, engine_errors.CordwoodError):

@@ -18,6 +18,7 @@ from cordwood.engine import errors as engine_errors
 from cordwood.server.handlers.conditions import version_text
 from cordwood.server.handlers.ingest import receive_structure
 from cordwood.server.handlers.request import Request, handles
+from cordwood.server.notifications import touched
 from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.interpret import Params, respond
 from cordwood.server.wire.message import Response
@@ -175,7 +176,7 @@ async def put_object_retention(request: Request) -> Response:
         if "Mode" not in wanted or "RetainUntilDate" not in wanted:
             raise malformed("a retention needs Mode and RetainUntilDate")
         retention = {"mode": wanted["Mode"], "until_ms": _future_ms(wanted["RetainUntilDate"])}
-    return await _set(request, {RETENTION: retention})
+    return await _set(request, {RETENTION: retention}, "ObjectRetention:Put")
 
 
 @handles("GetObjectLegalHold", "VersionId")
@@ -195,8 +196,11 @@ async def put_object_legal_hold(request: Request) -> Response:
     return await _set(request, {HOLD: wanted["Status"] == "ON"})
 
 
-async def _set(request: Request, attrs: dict[str, Any]) -> Response:
+async def _set(request: Request, attrs: dict[str, Any], event: str | None = None) -> Response:
+    """`event`: what is told of it, if anything is."""
     store, version_id = request.service.store, version_text(request.params)
+    if event is not None:
+        store = request.announcing(touched(event, request.key))
     bypass = may_bypass(request.params)
     await request.service.bridge.run(
         lambda: store.update_attrs(

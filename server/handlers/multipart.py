@@ -44,6 +44,7 @@ from cordwood.server.handlers.lifecycle import abort_members, expiration_member
 from cordwood.server.handlers.listing import encoder, page_size
 from cordwood.server.handlers.new_object import new_attrs
 from cordwood.server.handlers.request import Request, handles
+from cordwood.server.notifications import created
 from cordwood.server.wire.checksums import combine, composite
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import respond
@@ -265,7 +266,8 @@ async def complete_multipart_upload(request: Request) -> Response:
             kind = ""
         else:
             checksums, kind = _object_checksums(store, request, upload, parts)
-        info = store.complete_upload(
+        told = request.announcing(created("ObjectCreated:CompleteMultipartUpload"))
+        info = told.complete_upload(
             request.bucket,
             request.key,
             request.params["UploadId"],

@@ -21,6 +21,7 @@ from cordwood.engine import Conditions, ObjectInfo
 from cordwood.engine import errors as engine_errors
 from cordwood.server.handlers.conditions import NULL_VERSION, etags
 from cordwood.server.handlers.request import Request, handles
+from cordwood.server.notifications import renamed
 from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.interpret import Params, respond
 from cordwood.server.wire.message import Response
@@ -52,7 +53,7 @@ async def rename_object(request: Request) -> Response:
             request.decided_on(seen)
             request.confirm(info)
 
-    store = request.service.store
+    store = request.announcing(renamed(source, keeps_versions=request.has_versioning))
     info = await request.service.bridge.run(
         lambda: store.rename_object(
             request.bucket,

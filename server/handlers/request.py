@@ -13,10 +13,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from cordwood.engine import BucketInfo, ObjectInfo, Store
+from cordwood.engine import BucketInfo, ObjectInfo, Outbox, Store
 from cordwood.server.bridge import Bridge
-from cordwood.server.gate import Demand, Gate
+from cordwood.server.gate import NOBODY, Demand, Gate
 from cordwood.server.log_keeper import LogKeeper, Watch
+from cordwood.server.notifications import NOTIFICATION, Occasion, Tell, messages
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import Params
 from cordwood.server.wire.message import Body, PeerInfo, RequestHead, Response
@@ -35,6 +36,9 @@ class Service:
     gate: Gate
     """For a second resource, as in a copy, and for those that the body names."""
     access_logs: LogKeeper
+    outbox: Outbox
+    targets: frozenset[str]
+    """The ARNs that event notifications can go to."""
 
 
 class Request:
@@ -78,6 +82,29 @@ class Request:
         self.peer = peer
         self.watch = watch
         self._decided_on: ObjectInfo | None = None
+
+    def announcing(self, tell: Tell) -> Store:
+        """The store, for a change that `tell` puts into words: with messages to whoever the bucket's configuration has
+        hear of it, in the same commit."""
+        info = self.bucket_info
+        configuration = info.attrs.get(NOTIFICATION) if info is not None else None
+        service = self.service
+        if info is None or configuration is None:
+            return service.store
+        identity = self.verified.identity
+        occasion = Occasion(
+            info.name,
+            info.attrs.get("owner", NOBODY)["id"],
+            service.region,
+            "Anonymous" if identity.is_anonymous else identity.owner_id,
+            self.peer.address,
+            self.head.request_id,
+            self.head.host_id,
+            self.has_versioning,
+        )
+        return service.outbox.announcing(
+            lambda result, clock: messages(configuration, service.targets, occasion, tell(result), clock)
+        )
 
     @property
     def is_tls(self) -> bool:

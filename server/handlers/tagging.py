@@ -21,6 +21,7 @@ from cordwood.server.gate import SHARED, Demand
 from cordwood.server.handlers.conditions import version_text
 from cordwood.server.handlers.ingest import receive_structure
 from cordwood.server.handlers.request import Request, handles
+from cordwood.server.notifications import touched
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import Params, respond
 from cordwood.server.wire.message import Response
@@ -127,7 +128,8 @@ async def delete_object_tagging(request: Request) -> Response:
 
 
 async def _set(request: Request, tags: dict[str, str] | None) -> Response:
-    store, version_id = request.service.store, version_text(request.params)
+    event = "ObjectTagging:Put" if tags else "ObjectTagging:Delete"
+    store, version_id = request.announcing(touched(event, request.key)), version_text(request.params)
     info = await request.service.bridge.run(
         lambda: store.update_attrs(request.bucket, request.key, {TAGS: tags}, version_id=version_id)
     )

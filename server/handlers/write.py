@@ -19,6 +19,7 @@ from cordwood.server.handlers.ingest import DEFAULT_ALGORITHM, ingest, integrity
 from cordwood.server.handlers.lifecycle import expiration_member
 from cordwood.server.handlers.new_object import new_attrs
 from cordwood.server.handlers.request import Request, handles
+from cordwood.server.notifications import created
 from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
 
@@ -32,7 +33,8 @@ async def put_object(request: Request) -> Response:
         return await append_object(request)
     checks = integrity(request)
     conditions = write_conditions(params)
-    writer = request.service.store.writer(
+    event = "ObjectCreated:Post" if request.head.method == "POST" else "ObjectCreated:Put"
+    writer = request.announcing(created(event)).writer(
         request.bucket,
         request.key,
         headers=system_headers(params),

@@ -99,6 +99,8 @@ def _convert(kind: str, text: str) -> Any:
         return _parse_iso8601(text)
     family, _, rest = kind.partition(" ")
     if family == "enum":
+        if rest == "FilterRuleName":
+            text = text.lower()  # AWS takes "prefix" and "Prefix", and answers the latter
         if text not in _ENUM_SETS[rest]:
             raise ValueError(text)
         return text
@@ -216,6 +218,20 @@ def _read_value(element: Element, kind: str) -> Any:
     try:
         return _convert(kind, element.text.strip())
     except ValueError:
+        if kind == "enum Event":
+            raise s3_error(
+                "InvalidArgument",
+                "A specified event is not supported for notifications.",
+                argument_name="Event",
+                argument_value=element.text,
+            ) from None
+        if kind == "enum FilterRuleName":
+            raise s3_error(
+                "InvalidArgument",
+                "filter rule name must be either prefix or suffix",
+                argument_name="FilterRule.Name",
+                argument_value=element.text,
+            ) from None
         raise malformed(f"bad value of {element.name}") from None
 
 

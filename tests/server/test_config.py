@@ -52,7 +52,7 @@ def test_every_setting_can_be_given_in_every_layer(file: Path) -> None:
         "compaction_full_time": "23:59", "compaction_multipart_ttl_secs": "60", "compaction_grace": "1m",
         "compaction_rate": "1MiB", "compaction_dry_run": "true", "scrub_days": "7",
         "lifecycle_interval": "5m", "lifecycle_dry_run": "true", "lifecycle_day": "10s",
-        "bucket_logging_interval": "1m",
+        "bucket_logging_interval": "1m", "notification_queue_max": "9",
     }  # fmt: skip
     assert set(texts) == {name for name, row in SETTINGS.items() if not row.is_file_only}
     file.write_text("".join(f'{name} = "{text}"\n' for name, text in texts.items()))
@@ -193,3 +193,56 @@ def test_sizes_and_durations_are_read_as_people_write_them() -> None:
 
 def test_the_document_repeats_the_table_of_the_code() -> None:
     assert markdown_table() in DOCUMENT.read_text()
+
+
+def test_notification_targets_come_from_the_file_and_hide_their_secrets(file: Path) -> None:
+    file.write_text(
+        '[[notification_targets]]\narn = "arn:aws:sqs:r:1:q"\nurl = "http://u:pw@h/x?token=t"\n'
+        'authorization = "Bearer b"\nbatch = 5\ntimeout = "3s"\n'
+        '[[notification_targets]]\narn = "arn:aws:events:r:1:event-bus/default"\nfile = "/var/log/e.jsonl"\n'
+    )
+    found = settings(file)
+    first, second = found.notification_targets
+    assert (first.url, first.authorization, first.batch, first.timeout_s) == (
+        "http://u:pw@h/x?token=t",
+        "Bearer b",
+        5,
+        3.0,
+    )
+    assert (second.file, second.batch, second.timeout_s) == ("/var/log/e.jsonl", 1, 10.0)
+    shown = repr(found) + repr(first)
+    assert not any(secret in shown for secret in ("pw", "token", "Bearer"))
+    rows = describe(load(flags={"dir": "/d"}, environ={}, config_file=file))
+    assert ("notification_targets", "(hidden)", f"notification_targets in {file}") in rows
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('arn = "x"', "expected the ARN"),
+        ('arn = "arn:aws:sqs:r:1:q"', "either a url or a file"),
+        ('arn = "arn:aws:sqs:r:1:q"\nurl = "http://h"\nfile = "/f"', "either a url or a file"),
+        ('url = "http://h"', "lacks arn"),
+        ('arn = "arn:aws:sqs:r:1:q"\nurl = "ftp://secret@h"', "begins with http"),
+        ('arn = "arn:aws:sqs:r:1:q"\nfile = "relative"', "absolute path"),
+        ('arn = "arn:aws:sqs:r:1:q"\nfile = "/f"\nauthorization = "a"', "goes with a url"),
+        ('arn = "arn:aws:sqs:r:1:q"\nurl = "http://h"\nauthorization = "a\\nb"', "printable ASCII"),
+        ('arn = "arn:aws:sqs:r:1:q"\nurl = "http://h"\nurls = 1', "did you mean 'url'"),
+        ('arn = "arn:aws:sqs:r:1:q"\nurl = "http://h"\nbatch = 0', "batch:"),
+    ],
+)
+def test_a_target_that_cannot_be_meant_is_refused_without_telling_its_secrets(
+    file: Path, text: str, words: str
+) -> None:
+    file.write_text(f"[[notification_targets]]\n{text}\n")
+    with pytest.raises(ConfigError) as refused:
+        settings(file)
+    assert words in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+def test_two_targets_of_one_arn_are_refused(file: Path) -> None:
+    one = '[[notification_targets]]\narn = "arn:aws:sqs:r:1:q"\nurl = "http://h"\n'
+    file.write_text(one + one)
+    with pytest.raises(ConfigError, match="given twice"):
+        settings(file)
