@@ -202,9 +202,12 @@ class Multipart:
         except UploadNotFound:  # or another call has completed it, earlier or this very moment
             return self._completed_before(bucket, key, upload_id)
 
-    def abort_upload(self, bucket: str, key: str, upload_id: str) -> None:
-        """Ends an upload and forgets its parts. UploadNotFound."""
-        self._execute(AbortUpload(bucket, lookup_key(key), upload_id))
+    def abort_upload(
+        self, bucket: str, key: str, upload_id: str, *, if_initiated_ms: int | None = None
+    ) -> None:
+        """Ends an upload and forgets its parts; only one of that second if `if_initiated_ms` is given. UploadNotFound,
+        PreconditionFailed."""
+        self._execute(AbortUpload(bucket, lookup_key(key), upload_id, if_initiated_ms))
 
     def _upload_info(self, bucket: str, row: UploadRow) -> UploadInfo:
         place: Place = row.place

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from cordwood.engine.clock import milliseconds
 from cordwood.engine.commit import Decision
-from cordwood.engine.errors import Conflict, UploadNotFound
+from cordwood.engine.errors import Conflict, PreconditionFailed, UploadNotFound
 from cordwood.engine.format import BucketHead, Manifest, PartHead, UploadHead
 from cordwood.engine.index import Txn
 from cordwood.engine.model import ObjectInfo, PartInfo, UploadInfo
@@ -172,9 +172,12 @@ class CompleteUpload:
 
 @dataclass(slots=True)
 class AbortUpload:
+    """`if_initiated_ms`: only if the upload began in that second."""
+
     bucket: str
     key: bytes
     upload_id: str
+    if_initiated_ms: int | None = None
     nested: bool = False
     frees: bool = True
 
@@ -183,4 +186,7 @@ class AbortUpload:
 
     def decide(self, decision: Decision) -> None:
         bucket, upload, _ = require_upload(decision.txn, self.bucket, self.key, self.upload_id)
+        wanted_ms = self.if_initiated_ms
+        if wanted_ms is not None and milliseconds(upload) // 1000 != wanted_ms // 1000:
+            raise PreconditionFailed("x-amz-if-match-initiated-time", self.bucket, self.key.decode())
         decision.write(UploadHead(bucket.bucket, upload, bytes(_SECRET_SIZE), b"", True))

@@ -37,6 +37,7 @@ _HEADERS: Final = {
     "s3:object-lock-legal-hold": "x-amz-object-lock-legal-hold",
 }
 _EXISTING: Final = "s3:existingobjecttag/"
+_OF_THE_BUCKET: Final = ("aws:resourcetag/", "s3:buckettag/")
 _REQUESTED: Final = "s3:requestobjecttag/"
 
 
@@ -60,6 +61,8 @@ class ConditionKeys:
         self._owner_id = owner_id
         self._override = override or {}
         self.existing_tags: Mapping[str, str] = {}
+        self.bucket_tags: Mapping[str, str] = {}
+        """Those that count: none, unless the bucket has attribute-based access control enabled."""
         self.request_tags: Mapping[str, str] | None = None
         """None: those of the x-amz-tagging header."""
 
@@ -76,6 +79,9 @@ class ConditionKeys:
             return self._amz_header(key[3:])
         if key.startswith(_EXISTING):
             return _tag(self.existing_tags, key[len(_EXISTING) :])
+        for prefix in _OF_THE_BUCKET:
+            if key.startswith(prefix):
+                return _tag(self.bucket_tags, key[len(prefix) :])
         if key.startswith(_REQUESTED):
             return _tag(self._requested_tags(), key[len(_REQUESTED) :])
         if key == "s3:requestobjecttagkeys":

@@ -28,6 +28,8 @@ from cordwood.server.wire.sigv4 import Account, Identity
 
 T = TypeVar("T")
 
+ABAC: Final = "abac"
+ENABLED: Final = "Enabled"
 SHARED: Final = "shared"
 PAYER: Final = "payer"
 REQUESTER: Final = "Requester"
@@ -204,6 +206,8 @@ class Gate:
             owner_id=attrs.get("owner", NOBODY)["id"],
             override=override,
         )
+        if attrs.get(ABAC) == ENABLED:
+            keys.bucket_tags = attrs.get("tags", {})
         return (
             Context(
                 self._is_open,

@@ -204,6 +204,7 @@ _FAMILIES: Final = (
     "aws:requesttag/",
     "aws:resourcetag/",
     "s3:bucketinventory",
+    "s3:buckettag/",
     "s3:existingobjecttag/",
     "s3:requestobjecttag/",
     "s3:x-amz-",

@@ -5,10 +5,12 @@ Invariant: a family is added by adding a module and its line here; no other modu
 """
 
 from cordwood.server.handlers import (
+    abac,
     acls,
     attributes,
     bucket_logging,
     buckets,
+    configurations,
     copy,
     cors,
     delete,
@@ -36,10 +38,12 @@ __all__ = [
     "Entry",
     "Request",
     "Service",
+    "abac",
     "acls",
     "attributes",
     "bucket_logging",
     "buckets",
+    "configurations",
     "copy",
     "cors",
     "delete",

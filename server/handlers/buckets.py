@@ -113,10 +113,13 @@ def _bucket_of_token(token: str) -> str:
 @handles(
     "CreateBucket",
     "ACL CreateBucketConfiguration GrantFullControl GrantRead GrantReadACP GrantWrite GrantWriteACP ObjectOwnership "
-    "ObjectLockEnabledForBucket",
+    "ObjectLockEnabledForBucket BucketNamespace",
 )
 async def create_bucket(request: Request) -> Response:
     name = request.bucket
+    if request.params.get("BucketNamespace", "global") != "global":
+        # Its names hold the 12 digits of an account, and there are no accounts.
+        raise s3_error("NotImplemented", "There is one namespace for buckets here, the global one.")
     check_name(name)
     configuration = await receive_structure(request)
     _check_location(configuration.get("LocationConstraint"), request.service.region)

@@ -10,6 +10,7 @@ Source: PutBucketLifecycleConfiguration, Amazon S3 API Reference.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -23,6 +24,7 @@ from cordwood.server.wire.interpret import http_date, respond
 from cordwood.server.wire.message import Response
 from cordwood.server.wire.xml import malformed
 
+_LEAST_SIZE: Final = "transition_default_minimum_object_size"
 MAX_RULES: Final = 1000
 MAX_ID_CHARACTERS: Final = 255
 MAX_NEWER_VERSIONS: Final = 100
@@ -69,7 +71,10 @@ async def get_bucket_lifecycle_configuration(request: Request) -> Response:
     configuration = request.bucket_info.attrs.get(LIFECYCLE)
     if configuration is None:
         raise s3_error("NoSuchLifecycleConfiguration", bucket_name=request.bucket)
-    return respond(request.operation, {"Rules": configuration["rules"]})
+    return respond(
+        request.operation,
+        {"Rules": configuration["rules"], "TransitionDefaultMinimumObjectSize": _least_size(configuration)},
+    )
 
 
 @handles("DeleteBucketLifecycle")
@@ -78,7 +83,11 @@ async def delete_bucket_lifecycle(request: Request) -> Response:
     return respond(request.operation, {})
 
 
-@handles("PutBucketLifecycleConfiguration", "LifecycleConfiguration", has_body=True)
+@handles(
+    "PutBucketLifecycleConfiguration",
+    "LifecycleConfiguration TransitionDefaultMinimumObjectSize",
+    has_body=True,
+)
 async def put_bucket_lifecycle_configuration(request: Request) -> Response:
     rules = (await receive_structure(request)).get("Rules")
     if not rules or len(rules) > MAX_RULES:
@@ -88,8 +97,17 @@ async def put_bucket_lifecycle_configuration(request: Request) -> Response:
     ids = [rule.setdefault("ID", secrets.token_urlsafe(36)) for rule in rules]
     if len(set(ids)) < len(ids):
         raise _bad("Rule ID must be unique. Found same ID for more than one rule")
-    await _set(request, {"rules": rules})
-    return respond(request.operation, {})
+    configuration: dict[str, Any] = {"rules": rules}
+    if "TransitionDefaultMinimumObjectSize" in request.params:
+        configuration[_LEAST_SIZE] = request.params["TransitionDefaultMinimumObjectSize"]
+    await _set(request, configuration)
+    return respond(request.operation, {"TransitionDefaultMinimumObjectSize": _least_size(configuration)})
+
+
+def _least_size(configuration: Mapping[str, Any]) -> str:
+    """Which objects a transition leaves alone by default. There are no transitions, so either value is kept."""
+    value: str = configuration.get(_LEAST_SIZE, "all_storage_classes_128K")
+    return value
 
 
 async def _set(request: Request, configuration: dict[str, Any] | None) -> None:

@@ -370,12 +370,21 @@ def _invalid_part(upload: UploadInfo, part: dict[str, Any]) -> Exception:
     )
 
 
-@handles("AbortMultipartUpload", "UploadId")
+@handles("AbortMultipartUpload", "UploadId IfMatchInitiatedTime")
 async def abort_multipart_upload(request: Request) -> Response:
     service = request.service
-    await service.bridge.run(
-        service.store.abort_upload, request.bucket, request.key, request.params["UploadId"]
-    )
+    initiated_s = request.params.get("IfMatchInitiatedTime")
+    initiated_ms = int(initiated_s * 1000) if initiated_s is not None else None
+    try:
+        await service.bridge.run(
+            lambda: service.store.abort_upload(
+                request.bucket, request.key, request.params["UploadId"], if_initiated_ms=initiated_ms
+            )
+        )
+    except engine_errors.UploadNotFound:
+        if initiated_ms is None:
+            raise
+        # Asked so, AWS does not mind that the upload is gone.
     return respond(request.operation, {})
 
 

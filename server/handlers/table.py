@@ -7,16 +7,26 @@ Invariant: every operation of the model has exactly one row, and its state is re
 from __future__ import annotations
 
 import sys
+from typing import Final
 
 from cordwood.server.handlers import HANDLERS
+from cordwood.server.handlers.reasons import NOT_IMPLEMENTED, STORED_ONLY
 from cordwood.server.wire.operations import MODEL_VERSION
 from cordwood.server.wire.route import OPERATION, Operation
+
+# What the modules do that do less than the operation; all others implement it.
+_STATES: Final = {"unset": "nothing configured", "stored": "stored only", "configurations": "stored only"}
+
+
+def states() -> dict[str, str]:
+    """operation -> its state, for all of the model."""
+    return {name: _state(operation) for name, operation in OPERATION.items()}
 
 
 def operations() -> str:
     lines = ["| Operation | Request | State |", "|---|---|---|"]
     for name in sorted(OPERATION):
-        lines.append(f"| {name} | `{_request_line(OPERATION[name])}` | {_state(OPERATION[name])} |")
+        lines.append(f"| {name} | `{_request_line(OPERATION[name])}` | {_with_reason(OPERATION[name])} |")
     counts: dict[str, int] = {}
     for operation in OPERATION.values():
         state = _state(operation)
@@ -46,7 +56,15 @@ def _state(operation: Operation) -> str:
     if entry is None:
         return "NotImplemented"
     module = entry.handler.__module__.rpartition(".")[2]
-    return {"unset": "nothing configured", "stored": "stored only"}.get(module, "implemented")
+    return _STATES.get(module, "implemented")
+
+
+def _with_reason(operation: Operation) -> str:
+    state = _state(operation)
+    reason = {"NotImplemented": NOT_IMPLEMENTED, "stored only": STORED_ONLY}.get(state, {}).get(
+        operation.name
+    )
+    return f"{state}: {reason}" if reason is not None else state
 
 
 def _request_line(operation: Operation) -> str:

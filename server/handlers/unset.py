@@ -14,6 +14,7 @@ from typing import Final
 
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.errors import s3_error
+from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
 
 NOT_CONFIGURED: Final = {
@@ -31,3 +32,8 @@ def _not_configured(name: str, code: str) -> None:
 
 for _name, _code in NOT_CONFIGURED.items():
     _not_configured(_name, _code)
+
+
+@handles("DeleteBucketReplication")
+async def delete_bucket_replication(request: Request) -> Response:
+    return respond(request.operation, {})

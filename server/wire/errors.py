@@ -105,6 +105,10 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     ),
     "InvalidRequest": (400, "Invalid Request"),
     "InvalidRetentionPeriod": (400, "The retention period specified is invalid."),
+    "InvalidS3DestinationBucket": (
+        400,
+        "The destination bucket is not valid: it must be the ARN of a general purpose bucket.",
+    ),
     "InvalidSecurity": (403, "The provided security credentials are not valid."),
     "InvalidStorageClass": (400, "The storage class you specified is not valid"),
     "InvalidTag": (400, "The tag provided was not a valid tag."),
@@ -199,6 +203,10 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "StorageFull": (507, "The store has no space left for this request."),
     "TokenRefreshRequired": (400, "The provided token must be refreshed."),
     "TooManyBuckets": (400, "You have attempted to create more buckets than allowed"),
+    "TooManyConfigurations": (
+        400,
+        "You are attempting to create a new configuration but have already reached the 1,000-configuration limit.",
+    ),
     "TooManyParts": (
         400,
         "You have attempted to add more parts than the maximum of 10000 that are allowed for this object. Upload "
