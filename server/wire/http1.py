@@ -312,7 +312,9 @@ class _Layout:
 
     def __init__(self, names: tuple[bytes, ...]) -> None:
         self._names = tuple([_lower_name(name) for name in names])
-        lines = [re.escape(name.decode("ascii")) + r":[ \t]*([\t\x20-\x7e]*)(?<![ \t])\r\n" for name in names]
+        # Possessive (`*+`): what does not match is refused at once, and not tried in every other way of sharing blanks.
+        value = r":[ \t]*+([\t\x20-\x7e]*+)(?<![ \t])\r\n"
+        lines = [re.escape(name.decode("ascii")) + value for name in names]
         self._match = re.compile("".join(lines) + r"\r\n").fullmatch
 
     def read(self, fields: bytes) -> dict[str, str] | None:
