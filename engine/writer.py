@@ -48,6 +48,7 @@ class ContentWriter:
         self._placed = 0
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._buffer = bytearray()
+        self._filled = 0  # bytes of the buffer that wait to be written
         self._chunks: list[ChunkRef] = []
         self._mine: dict[bytes, ChunkRef] = {}
         self._repaired: set[bytes] = set()
@@ -57,29 +58,45 @@ class ContentWriter:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Adds bytes. May append full chunks to the volume: Full or ReadOnly when that fails."""
+        self.digest(data)
+        self.store(data)
+
+    def digest(self, data: bytes | bytearray | memoryview) -> None:
+        """The half of `write` that takes the MD5. The two halves may run in two threads, each given all bytes in order;
+        both must have ended before anything else is asked of the writer."""
+        self._md5.update(data)
+
+    def store(self, data: bytes | bytearray | memoryview) -> None:
+        """The other half: keeps the bytes, writes full chunks. `data` may be used again when it returns."""
         if not self._open:
             raise InvalidState("the writer was committed or aborted already")
         view = memoryview(data).cast("B")
-        self._md5.update(view)
         self.size += len(view)
+        if self.size <= self.inline_max:
+            self._buffer += view
+            self._filled = self.size
+            return
         chunk_size = self._core.chunk_size
         buffer = self._buffer
-        if self.size <= self.inline_max or len(buffer) + len(view) < chunk_size:
-            buffer += view
-            return
         at = 0
-        if buffer:
-            at = max(0, chunk_size - len(buffer))
-            buffer += view[:at]
-            whole = bytes(buffer)
-            buffer.clear()
-            for start in range(0, len(whole) - chunk_size + 1, chunk_size):
-                self._put_chunk(memoryview(whole)[start : start + chunk_size])
-            buffer += whole[len(whole) - len(whole) % chunk_size :]
-        while len(buffer) == 0 and len(view) - at >= chunk_size:
-            self._put_chunk(view[at : at + chunk_size])
-            at += chunk_size
-        buffer += view[at:]
+        while at < len(view):
+            left = len(view) - at
+            if not self._filled and left >= chunk_size:
+                self._put_chunk(view[at : at + chunk_size])
+                at += chunk_size
+                continue
+            filled = self._filled
+            if filled == len(buffer):
+                count = min(left, chunk_size - filled)
+                buffer += view[at : at + count]
+            else:  # memory of an earlier chunk, used again: to have it anew for each would cost more than the copy
+                count = min(left, len(buffer) - filled)
+                memoryview(buffer)[filled : filled + count] = view[at : at + count]
+            self._filled += count
+            at += count
+            if self._filled == chunk_size:
+                self._put_chunk(memoryview(buffer))
+                self._filled = 0
 
     def md5_hex(self) -> str:
         """MD5 of all bytes so far."""
@@ -90,15 +107,15 @@ class ContentWriter:
 
     def flush(self) -> None:
         """Writes what is left as the last chunk, unless the object is small enough to stand in its own record."""
-        if self._buffer and self.size > self.inline_max:
-            whole = bytes(self._buffer)
-            self._buffer.clear()
-            self._put_chunk(memoryview(whole))
+        if self._filled and self.size > self.inline_max:
+            self._put_chunk(memoryview(self._buffer)[: self._filled])
+            self._filled = 0
 
     def abort(self) -> None:
         """Forgets everything. May be called at any time, also twice."""
         self._open = False
-        self._buffer.clear()
+        self._buffer = bytearray()
+        self._filled = 0
         self._chunks.clear()
 
     def share(self, ref: ChunkRef) -> None:
@@ -121,7 +138,7 @@ class ContentWriter:
             chunk_id = secrets.token_bytes(CHUNK_ID_SIZE)
             body = chunk_id + cipher.encrypt(chunk_id, self._part, 0, inline)
             return Content(self.size, digest, inline=body, overhead=len(body) - self.size)
-        if self._buffer:
+        if self._filled:
             raise InvalidState("flush the writer before an asynchronous commit")
         return Content(
             self.size,

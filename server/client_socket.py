@@ -153,24 +153,59 @@ class ClientSocket:
 
     async def receive(self, size: int) -> bytes:
         """Body bytes, b"" when no more will come. Waits within the body budget."""
-        if self._turn_bytes > _TURN_BYTES:
-            self._turn_bytes = 0
-            await trio.lowlevel.checkpoint()
+        await self._give_a_turn()
         data = self.receive_now(size)
         if data is None:
-            begin = time.monotonic()
-            self.deadline = begin + self._body_budget_s
+            begin = self._begin_to_wait()
             while data is None:
                 await trio.lowlevel.wait_readable(self._raw)
                 data = self.receive_now(size)
-            self.deadline = FOREVER
-            limits = self._limits
-            self._body_budget_s = min(
-                limits.body_timeout_s,
-                self._body_budget_s - (time.monotonic() - begin) + len(data) / limits.min_bytes_per_s,
-            )
+            self._end_waiting(begin, len(data))
         self._turn_bytes += len(data)
         return data
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """The same into a buffer: how many bytes, 0 when no more will come."""
+        await self._give_a_turn()
+        count = self._receive_into_now(buffer)
+        if count is None:
+            begin = self._begin_to_wait()
+            while count is None:
+                await trio.lowlevel.wait_readable(self._raw)
+                count = self._receive_into_now(buffer)
+            self._end_waiting(begin, count)
+        self._turn_bytes += count
+        return count
+
+    def _receive_into_now(self, buffer: memoryview) -> int | None:
+        if self.expired:
+            return 0
+        try:
+            return self._raw.recv_into(buffer)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return 0
+
+    def _begin_to_wait(self) -> float:
+        self._turn_bytes = 0
+        begin = time.monotonic()
+        self.deadline = begin + self._body_budget_s
+        return begin
+
+    def _end_waiting(self, begin: float, count: int) -> None:
+        self.deadline = FOREVER
+        limits = self._limits
+        self._body_budget_s = min(
+            limits.body_timeout_s,
+            self._body_budget_s - (time.monotonic() - begin) + count / limits.min_bytes_per_s,
+        )
+
+    async def _give_a_turn(self) -> None:
+        """A client as fast as we are would never make us wait, and nobody else would be served."""
+        if self._turn_bytes > _TURN_BYTES:
+            self._turn_bytes = 0
+            await trio.lowlevel.checkpoint()
 
     # -- sending ---------------------------------------------------------------------------------------------
 
@@ -215,9 +250,7 @@ class ClientSocket:
             self._refill_send_budget(sent)
             offset += sent
             self._turn_bytes += sent
-            if self._turn_bytes > _TURN_BYTES:  # a reader as fast as we are would never make us wait
-                self._turn_bytes = 0
-                await trio.lowlevel.checkpoint()
+            await self._give_a_turn()
 
     async def _wait_to_send(self) -> None:
         begin = time.monotonic()

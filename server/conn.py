@@ -371,11 +371,12 @@ class _Connection:
 class _RequestBody:
     """`Body` for the application."""
 
-    __slots__ = ("_client", "_is_closed", "_receiver", "has_failed", "is_continue_due")
+    __slots__ = ("_client", "_is_closed", "_receiver", "_rest", "has_failed", "is_continue_due")
 
     def __init__(self, client: ClientSocket, receiver: RequestReceiver, is_continue_due: bool) -> None:
         self._client = client
         self._receiver = receiver
+        self._rest = memoryview(b"")
         self._is_closed = False
         self.is_continue_due = is_continue_due
         self.has_failed = False
@@ -400,14 +401,34 @@ class _RequestBody:
                     return piece
                 data = await client.receive(_BODY_READ_BYTES)
                 if not data:
-                    self.has_failed = True
-                    if client.expired:
-                        raise RequestTimeout("the request body arrived too slowly")
-                    raise ClientDisconnected("the connection was closed before the end of the request body")
+                    raise self._ended_early()
                 receiver.feed(data)
         except ProtocolError as error:
             self.has_failed = True
             raise MalformedBody(error.message) from error
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        assert not self._is_closed, "the request has been answered; its body can no longer be read"
+        receiver = self._receiver
+        if not self._rest:
+            left = receiver.body_left
+            if left and not receiver.buffered_bytes and not self.is_continue_due:
+                count = await self._client.receive_into(buffer[:left])
+                if not count:
+                    raise self._ended_early()
+                receiver.pass_over(count)
+                return count
+            self._rest = memoryview(await self.receive())
+        count = min(len(self._rest), len(buffer))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+    def _ended_early(self) -> ClientDisconnected | RequestTimeout:
+        self.has_failed = True
+        if self._client.expired:
+            return RequestTimeout("the request body arrived too slowly")
+        return ClientDisconnected("the connection was closed before the end of the request body")
 
     def close(self) -> None:
         self._is_closed = True

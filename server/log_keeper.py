@@ -268,6 +268,11 @@ class _TimedBody:
         self._watch.received()
         return data
 
+    async def receive_into(self, buffer: memoryview) -> int:
+        count = await self._body.receive_into(buffer)
+        self._watch.received()
+        return count
+
 
 class _Count:
     __slots__ = ("bytes",)

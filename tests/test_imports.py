@@ -64,7 +64,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("server.glob", "server.acl", "server.keyfile", "server.logs"),
     ("server.policy_conditions", "server.cors"),
     ("server.policy",),
-    ("server.access", "server.bridge", "server.log_record", "server.log_spool"),
+    ("server.access", "server.bridge", "server.buffers", "server.log_record", "server.log_spool"),
     ("server.condition_keys",),
     ("server.gate", "server.log_delivery", "server.sessions"),
     ("server.sts",),

@@ -63,6 +63,7 @@ class Form:
         self._body = body
         self._parser = parser
         self._pieces = pieces
+        self._rest = memoryview(b"")
         self._received_bytes = 0
         self._policy: PostPolicy | None = None
         filename = parser.filename or ""
@@ -142,6 +143,15 @@ class Form:
                 max_size_allowed=self._policy.most_bytes,
             )
         return piece
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """The same, into a buffer."""
+        if not self._rest:
+            self._rest = memoryview(await self.receive())
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
 
     async def _drain(self) -> None:
         """What follows the file is not looked at, but has to arrive."""

@@ -4,8 +4,7 @@ Must not know: which operation it serves, signatures (the decoder checks them).
 Invariants:
 * Nothing is committed before the whole body has arrived and its length, payload hash, Content-MD5 and checksum hold.
 * On any failure, a disconnect and a cancellation included, the writer is aborted, and never while a thread uses it.
-* A body above the writer's `inline_max` is never on the loop longer than a copy, and never held whole: at most two
-  batches of BATCH_BYTES are in memory, one being filled while a thread decodes, hashes and writes the other.
+* A body above the writer's `inline_max` is decoded, hashed and written by threads, and never held whole (pump.py).
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from cordwood.server.handlers.describe import ALGORITHMS
+from cordwood.server.handlers.pump import pump
 from cordwood.server.handlers.request import Request
-from cordwood.server.wire.aws_chunked import PayloadDecoder, payload_decoder
+from cordwood.server.wire.aws_chunked import PayloadDecoder, Piece, payload_decoder
 from cordwood.server.wire.checksums import Hasher, digest_bytes, hasher
 from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.interpret import read_document
 from cordwood.server.wire.xml import MAX_BYTES
 
-BATCH_BYTES: Final = 1 << 20
 MAX_UPLOAD_BYTES: Final = 5 << 30
 
 _PARSE_ON_LOOP_BYTES: Final = 16 << 10
@@ -43,7 +42,16 @@ class Writer(Protocol):
     def size(self) -> int: ...
     @property
     def inline_max(self) -> int: ...
-    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """`digest` and `store`."""
+        ...
+
+    def digest(self, data: bytes | bytearray | memoryview) -> None:
+        """Adds bytes to the MD5; may run beside `store` in another thread."""
+        ...
+
+    def store(self, data: bytes | bytearray | memoryview) -> None: ...
+    def flush(self) -> None: ...
     def md5_hex(self) -> str: ...
     def abort(self) -> None: ...
 
@@ -161,7 +169,7 @@ async def ingest(
 ) -> dict[str, str]:
     """Move the body into `writer` and verify it. Returns the checksum by each of `algorithms`.
 
-    Aborts the writer on failure. The caller flushes and commits.
+    Aborts the writer on failure. The caller commits; nothing is left to be flushed.
     """
     try:
         hashers = {algorithm: hasher(algorithm) for algorithm in algorithms}
@@ -172,13 +180,17 @@ async def ingest(
         size = declared_bytes(request)
         raw_size = request.head.content_length
         if size is None or raw_size is None or raw_size > writer.inline_max:
-            await _pump(request, sink)
-            computed, md5_hex, trailers = await request.service.bridge.run(_finish, sink, hashers)
+            service = request.service
+            await pump(service.bridge, service.buffers, request.body, raw_size, sink)
         else:
             receive = request.body.receive
             while data := await receive():
-                sink.consume((data,))
-            computed, md5_hex, trailers = _finish(sink, hashers)
+                for piece in sink.decode(data):
+                    sink.store(piece)
+                    writer.digest(piece)
+        trailers = decoder.finish()
+        computed = {algorithm: each.base64() for algorithm, each in hashers.items()}
+        md5_hex = writer.md5_hex()
         checks.verify(computed, md5_hex, trailers)
     except BaseException:
         writer.abort()
@@ -187,54 +199,25 @@ async def ingest(
 
 
 class _Sink:
-    """Decodes, hashes and writes; used by one thread at a time."""
+    """Decodes, hashes and writes."""
 
-    __slots__ = ("_feed", "_limit", "_updates", "decoder", "writer")
+    __slots__ = ("_size", "_updates", "decode", "digest", "flush", "_write")
 
     def __init__(self, decoder: PayloadDecoder, hashers: tuple[Hasher, ...], writer: Writer) -> None:
-        self.decoder = decoder
-        self.writer = writer
-        self._feed = decoder.feed
+        self.decode = decoder.feed
+        self.digest = writer.digest
+        self.flush = writer.flush
+        self._write = writer.store
         self._updates = tuple(each.update for each in hashers)
+        self._size = 0
 
-    def consume(self, batch: list[bytes] | tuple[bytes, ...]) -> None:
-        writer = self.writer
-        for data in batch:
-            for piece in self._feed(data):
-                if writer.size + len(piece) > MAX_UPLOAD_BYTES:
-                    raise s3_error("EntityTooLarge", max_size_allowed=MAX_UPLOAD_BYTES)
-                for update in self._updates:
-                    update(piece)
-                writer.write(piece)
-
-
-def _finish(sink: _Sink, hashers: dict[str, Hasher]) -> tuple[dict[str, str], str, dict[str, str]]:
-    trailers = sink.decoder.finish()
-    computed = {algorithm: each.base64() for algorithm, each in hashers.items()}
-    return computed, sink.writer.md5_hex(), trailers
-
-
-async def _pump(request: Request, sink: _Sink) -> None:
-    bridge = request.service.bridge
-    receive = request.body.receive
-    job = None
-    try:
-        while True:
-            batch: list[bytes] = []
-            size = 0
-            while size < BATCH_BYTES and (data := await receive()):
-                batch.append(data)
-                size += len(data)
-            if job is not None:
-                await bridge.join(job)
-                finished, job = job, None
-                finished.result()
-            if not batch:
-                return
-            job = bridge.submit(sink.consume, batch)
-    finally:
-        if job is not None:
-            await bridge.join(job)
+    def store(self, piece: Piece) -> None:
+        self._size += len(piece)
+        if self._size > MAX_UPLOAD_BYTES:
+            raise s3_error("EntityTooLarge", max_size_allowed=MAX_UPLOAD_BYTES)
+        for update in self._updates:
+            update(piece)
+        self._write(piece)
 
 
 async def receive_document(
@@ -287,6 +270,14 @@ class _Memory:
         if len(self.data) + len(data) > MAX_BYTES:
             raise s3_error("MaxMessageLengthExceeded", max_message_length_bytes=MAX_BYTES)
         self.data += data
+
+    store = write
+
+    def digest(self, data: bytes | bytearray | memoryview) -> None:
+        """The MD5 is taken at the end."""
+
+    def flush(self) -> None:
+        """There is nothing behind the memory."""
 
     def md5_hex(self) -> str:
         return hashlib.md5(self.data, usedforsecurity=False).hexdigest()

@@ -144,7 +144,6 @@ async def upload_part(request: Request) -> Response:
     computed = await ingest(request, writer, checks, (wanted,))
     bridge = request.service.bridge
     try:
-        await bridge.run(writer.flush)
         future = writer.commit_async(checksums=computed, wake=False)
     except BaseException:
         writer.abort()

@@ -10,11 +10,12 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from cordwood.engine import BucketInfo, ObjectInfo, Outbox, Store
 from cordwood.server.bridge import Bridge
+from cordwood.server.buffers import Buffers
 from cordwood.server.gate import NOBODY, Demand, Gate
 from cordwood.server.log_keeper import LogKeeper, Watch
 from cordwood.server.notifications import NOTIFICATION, Occasion, Tell, messages
@@ -39,6 +40,7 @@ class Service:
     outbox: Outbox
     targets: frozenset[str]
     """The ARNs that event notifications can go to."""
+    buffers: Buffers = field(default_factory=Buffers)
 
 
 class Request:

@@ -45,8 +45,6 @@ async def put_object(request: Request) -> Response:
     checksums = await ingest(request, writer, checks, (checks.algorithm or DEFAULT_ALGORITHM,))
     bridge = request.service.bridge
     try:
-        if writer.size > writer.inline_max:
-            await bridge.run(writer.flush)
         future = writer.commit_async(
             conditions=conditions, checksums=checksums, checksum_type=FULL_OBJECT, wake=False
         )

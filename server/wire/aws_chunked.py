@@ -42,12 +42,13 @@ _MAX_SIZE_LINE_BYTES: Final = 16 + len(";chunk-signature=") + 64 + 2
 _MAX_TRAILER_BYTES: Final = 8 << 10
 
 Piece = bytes | memoryview
+Data = bytes | memoryview
 
 
 class PayloadDecoder(Protocol):
     """Takes the body as received; gives the payload."""
 
-    def feed(self, data: bytes) -> Sequence[Piece]:
+    def feed(self, data: Data) -> Sequence[Piece]:
         """Decoded pieces. Raises S3Error on what can no longer become valid."""
         ...
 
@@ -74,7 +75,7 @@ class _PlainDecoder:
         self._expected = expected  # None with chunked transfer coding
         self._received = 0
 
-    def feed(self, data: bytes) -> Sequence[Piece]:
+    def feed(self, data: Data) -> Sequence[Piece]:
         self._received += len(data)
         return (data,)
 
@@ -94,7 +95,7 @@ class _Sha256Decoder(_PlainDecoder):
         self._promised = promised
         self._hash = hashlib.sha256()
 
-    def feed(self, data: bytes) -> Sequence[Piece]:
+    def feed(self, data: Data) -> Sequence[Piece]:
         self._hash.update(data)
         return super().feed(data)
 
@@ -148,7 +149,7 @@ class _AwsChunkedDecoder:
         self._trailer_signature = ""
         self._is_done = False
 
-    def feed(self, data: bytes) -> Sequence[Piece]:
+    def feed(self, data: Data) -> Sequence[Piece]:
         pieces: list[Piece] = []
         view = memoryview(data)
         position, end = 0, len(data)
@@ -163,7 +164,7 @@ class _AwsChunkedDecoder:
             elif self._is_done:
                 raise s3_error("IncompleteBody", "There are bytes after the end of the aws-chunked payload.")
             else:
-                position = self._take_line(data, position)
+                position = self._take_line(view, position)
         return pieces
 
     def finish(self) -> dict[str, str]:
@@ -171,19 +172,20 @@ class _AwsChunkedDecoder:
             raise _incomplete(self._expected, self._received)
         return self._trailer_lines
 
-    def _take_line(self, data: bytes, position: int) -> int:
-        newline = data.find(b"\n", position)
-        stop = len(data) if newline < 0 else newline + 1
+    def _take_line(self, view: memoryview, position: int) -> int:
         limit = _MAX_TRAILER_BYTES if self._read == self._read_trailer else _MAX_SIZE_LINE_BYTES
-        if len(self._line) + stop - position > limit:
+        front = bytes(view[position : position + limit + 1])
+        newline = front.find(b"\n")
+        part = front if newline < 0 else front[: newline + 1]
+        line = self._line + part if self._line else part
+        if len(line) > limit:
             raise _malformed("a line is too long")
-        line = self._line + data[position:stop] if self._line else data[position:stop]
         if newline < 0:
             self._line = line
         else:
             self._line = b""
             self._read(line)
-        return stop
+        return position + len(part)
 
     # -- one function per kind of line -----------------------------------------------------------------------
 

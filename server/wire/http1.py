@@ -292,6 +292,11 @@ class RequestReceiver:
         self._body_left = left - len(piece)
         return piece
 
+    def pass_over(self, count: int) -> None:
+        """`count` bytes of a body without chunks were received past this buffer, which is empty."""
+        assert self._chunked is None and count <= self._body_left and not self.buffered_bytes
+        self._body_left -= count
+
     def _next_chunked(self, chunked: ChunkedDecoder) -> bytes | None:
         while self._position < len(self._buffer) and not chunked.is_done:
             piece, self._position = chunked.decode(self._buffer, self._position)

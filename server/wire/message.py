@@ -105,6 +105,13 @@ class Body(Protocol):
         """
         ...
 
+    async def receive_into(self, buffer: memoryview) -> int:
+        """Like `receive`, but puts what has arrived into `buffer`, as much as fits; returns its length, 0 at the end.
+
+        A body is received by one of the two from its beginning to its end.
+        """
+        ...
+
 
 class BodyError(Exception):
     """The request body could not be received whole."""

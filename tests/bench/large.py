@@ -60,9 +60,17 @@ class Figure:
     def mib_per_s(self) -> float:
         return self.bytes / _MIB / self.wall_s
 
+    @property
+    def is_small(self) -> bool:
+        return self.bytes < self.count * _MIB
+
+    @property
+    def speed(self) -> float:
+        return (self.count if self.is_small else self.bytes) / self.wall_s
+
     def line(self, name: str) -> str:
         mib = max(self.bytes / _MIB, 1e-9)
-        if self.bytes < self.count * _MIB:
+        if self.is_small:
             rest = (
                 f"{self.count / self.wall_s:9,.0f} op/s   p99 {self.p99_s * 1e3:7.2f} ms   "
                 f"server {self.server_cpu_s / self.count * 1e6:6.0f} us/op"
@@ -370,7 +378,7 @@ class Bench:
         mine = medians["cordwood"]
         for name, figure in medians.items():
             if name != "cordwood":
-                ratio = (mine.count / mine.wall_s) / (figure.count / figure.wall_s)
+                ratio = mine.speed / figure.speed
                 print(f"  cordwood : {name} = {ratio:.2f}")
         sys.stdout.flush()
 
