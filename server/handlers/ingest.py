@@ -153,19 +153,28 @@ def _content_md5(text: str) -> str:
     return digest.hex()
 
 
-def declared_bytes(request: Request, limit: int = MAX_UPLOAD_BYTES) -> int | None:
+def declared_bytes(
+    request: Request, limit: int = MAX_UPLOAD_BYTES, *, needs_length: bool = True
+) -> int | None:
     """The length of the decoded body as declared, None when only its end will tell. Refuses what is too large."""
     plan = request.verified.payload
     size = plan.decoded_length if plan.is_streaming else request.head.content_length
     if size is None and not request.head.is_chunked:
-        raise s3_error("MissingContentLength")
+        if needs_length:
+            raise s3_error("MissingContentLength")
+        return 0
     if size is not None and size > limit:
         raise s3_error("EntityTooLarge", proposed_size=size, max_size_allowed=limit)
     return size
 
 
 async def ingest(
-    request: Request, writer: Writer, checks: Integrity, algorithms: tuple[str, ...]
+    request: Request,
+    writer: Writer,
+    checks: Integrity,
+    algorithms: tuple[str, ...],
+    *,
+    needs_length: bool = True,
 ) -> dict[str, str]:
     """Move the body into `writer` and verify it. Returns the checksum by each of `algorithms`.
 
@@ -177,7 +186,7 @@ async def ingest(
             hashers[checks.algorithm] = hasher(checks.algorithm)
         decoder = payload_decoder(request.verified.payload, request.head)
         sink = _Sink(decoder, tuple(hashers.values()), writer)
-        size = declared_bytes(request)
+        size = declared_bytes(request, needs_length=needs_length)
         raw_size = request.head.content_length
         if size is None or raw_size is None or raw_size > writer.inline_max:
             service = request.service
@@ -233,12 +242,13 @@ async def receive_document(
         raise s3_error(
             "InvalidRequest", "Missing required header for this request: Content-MD5 OR x-amz-checksum-*"
         )
-    size = declared_bytes(request, MAX_UPLOAD_BYTES)
+    # A request without any length has no body (RFC 9112 section 6.3): `curl -X PUT` makes a bucket so.
+    size = declared_bytes(request, needs_length=False)
     if size is not None and size > MAX_BYTES:
         raise s3_error("MaxMessageLengthExceeded", max_message_length_bytes=MAX_BYTES)
     memory = _Memory()
     algorithms = (checks.algorithm,) if checks.algorithm is not None else ()
-    await ingest(request, memory, checks, algorithms)
+    await ingest(request, memory, checks, algorithms, needs_length=False)
     return bytes(memory.data)
 
 

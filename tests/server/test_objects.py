@@ -254,20 +254,31 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing(server: LiveServer, s
     assert server.request("GET", "/bkt/k").code == "NoSuchKey"
 
 
-def test_a_body_needs_a_length(server: LiveServer, s3: Any) -> None:
+def without_a_length(server: LiveServer, path: str) -> bytes:
+    """The answer to a PUT that says nothing of a body, as `curl -X PUT` sends it."""
     import socket
 
     from tests.server.conftest import ALICE, sign
 
-    headers = sign("PUT", f"{server.url}/bkt/k", {"host": f"127.0.0.1:{server.port}"}, b"", ALICE)
+    headers = sign("PUT", f"{server.url}{path}", {"host": f"127.0.0.1:{server.port}"}, b"", ALICE)
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     with socket.create_connection(("127.0.0.1", server.port)) as sock:
-        sock.sendall(f"PUT /bkt/k HTTP/1.1\r\n{head}connection: close\r\n\r\n".encode())
+        sock.sendall(f"PUT {path} HTTP/1.1\r\n{head}connection: close\r\n\r\n".encode())
         answer = b""
         while data := sock.recv(65536):
             answer += data
+    return answer
+
+
+def test_a_body_needs_a_length(server: LiveServer, s3: Any) -> None:
+    answer = without_a_length(server, "/bkt/k")
     assert b"411" in answer.split(b"\r\n")[0]
     assert b"MissingContentLength" in answer
+
+
+def test_a_request_whose_document_may_be_left_out_needs_no_length(server: LiveServer, s3: Any) -> None:
+    assert b"200" in without_a_length(server, "/new-bucket").split(b"\r\n")[0]
+    assert b"MissingRequestBodyError" in without_a_length(server, "/bkt?tagging")
 
 
 def test_an_object_above_five_gibibytes_is_refused_before_its_body(server: LiveServer, s3: Any) -> None:
