@@ -47,6 +47,7 @@ from cordwood.engine.format import (
 )
 from cordwood.engine.fs import REAL, FileSystem
 from cordwood.engine.index import Index
+from cordwood.engine.lengths import check_lengths
 from cordwood.engine.liveness import Life, describe, life_of, read_head
 from cordwood.engine.opening import Identity, Options
 from cordwood.engine.probe import probe_index
@@ -142,6 +143,11 @@ class _Checker:
     def run(self) -> None:
         identity = self._identity()
         if identity is None:
+            return
+        try:
+            opening.require_volumes(self._fs, self._directory)
+        except Corrupt as error:
+            self._found("missing", str(self._directory / opening.VOLUMES_NAME), str(error))
             return
         with opening.alone_in(self._fs, self._directory):
             self._check_names(identity)
@@ -249,12 +255,15 @@ class _Checker:
     def _quarantine(self, path: Path, text: str) -> None:
         problem = self._found("stranger", str(path), text)
         if self._repair:
-            folder = self._directory / QUARANTINE_NAME
-            self._fs.make_directory(folder)
-            self._fs.rename(path, folder / path.name)
-            self._fs.sync_directory(folder)
-            self._fs.sync_directory(path.parent)
-            self._fixed(problem, f"{path.name} was moved to {folder}")
+            self._move_out(path, problem)
+
+    def _move_out(self, path: Path, problem: Problem) -> None:
+        folder = self._directory / QUARANTINE_NAME
+        self._fs.make_directory(folder)
+        self._fs.rename(path, folder / path.name)
+        self._fs.sync_directory(folder)
+        self._fs.sync_directory(path.parent)
+        self._fixed(problem, f"{path.name} was moved to {folder}")
 
     # --- the index --------------------------------------------------------------------------------------------
 
@@ -262,6 +271,11 @@ class _Checker:
         folder = self._directory / opening.INDEX_NAME
         size = self._fs.size_of(folder / "data.mdb")
         if size is None:
+            try:
+                check_lengths(self._fs, folder)
+            except Corrupt as error:
+                self._index_is_bad(str(error).removeprefix(f"{folder} "))
+                return
             if self._fs.names(self._directory / opening.VOLUMES_NAME):
                 self._index_is_bad("is missing")
             return
@@ -295,7 +309,7 @@ class _Checker:
         try:
             rows = self._volume_rows(live)
             self._check_volumes(volumes, live, rows)
-            if self._fs.is_directory(scratch):
+            if self._fs.exists(scratch):
                 self._fs.remove_tree(scratch)
             rebuilt = rebuild_index(
                 self._fs,
@@ -313,7 +327,7 @@ class _Checker:
             if live is not None:
                 live.close()
         self._decide(scratch)
-        if self._fs.is_directory(scratch):
+        if self._fs.exists(scratch):
             self._fs.remove_tree(scratch)
 
     def _volume_rows(self, live: Index | None) -> dict[int, VolumeRow]:
@@ -346,9 +360,8 @@ class _Checker:
             try:
                 file = volumes.get(volume)
             except (CordwoodError, OSError) as error:
+                self._unreadable(volumes.path(volume), str(error), is_known=not rows or volume in rows)
                 self._damaged.add(volume)
-                if not any(problem.where == str(volumes.path(volume)) for problem in self.report.problems):
-                    self._found("superblock", str(volumes.path(volume)), str(error))
                 continue
             self.report.volumes += 1
             self._check_volume(file, size, live, rows.get(volume), done, total)
@@ -358,6 +371,14 @@ class _Checker:
                 self._damaged.add(volume)
                 text = f"is missing; {row.live_bytes} live bytes are lost with it"
                 self._found("missing", str(volumes.path(volume)), text)
+
+    def _unreadable(self, path: Path, why: str, *, is_known: bool) -> None:
+        """A file that is called a volume and cannot be opened as one. Where the index never heard of it, it goes."""
+        problem = next((each for each in self.report.problems if each.where == str(path)), None)
+        if problem is None:
+            problem = self._found("superblock", str(path), why)
+        if self._repair and not is_known and not problem.is_fixed:
+            self._move_out(path, problem)
 
     def _check_volume(
         self, file: VolumeFile, size: int, live: Index | None, row: VolumeRow | None, done: int, total: int

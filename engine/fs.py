@@ -29,7 +29,12 @@ class FileSystem:
     """Plain POSIX calls on file descriptors. Every method raises OSError as the kernel does."""
 
     def open_read(self, path: Path) -> int:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        """Opens a plain file; OSError for anything else, and a pipe under its name is not waited for."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "is no plain file", str(path))
+        return fd
 
     def open_write(self, path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -145,6 +150,14 @@ class FileSystem:
         finally:
             os.close(fd)
 
+    def is_plain(self, path: Path) -> bool:
+        """Whether nothing has this name, or a directory or plain file has, that is no link."""
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:
+            return True
+        return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
     def lock(self, fd: int, *, shared: bool) -> bool:
         """Takes a flock without waiting; False when somebody else holds it."""
         try:
@@ -178,9 +191,12 @@ class FileSystem:
         os.makedirs(path, exist_ok=True)
 
     def remove_tree(self, path: Path) -> None:
-        """Removes a directory of plain files, and itself."""
+        """Removes whatever has this name, with all that is below it; a link goes, what it leads to does not."""
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            os.unlink(path)
+            return
         for name in self.names(path):
-            os.unlink(path / name)
+            self.remove_tree(path / name)
         os.rmdir(path)
 
     def sync_directory(self, path: Path) -> None:
@@ -196,6 +212,10 @@ class FileSystem:
             return sorted(os.listdir(path))
         except FileNotFoundError:
             return []
+
+    def exists(self, path: Path) -> bool:
+        """Whether anything has this name, be it a link that leads nowhere."""
+        return os.path.lexists(path)
 
     def is_directory(self, path: Path) -> bool:
         return os.path.isdir(path)

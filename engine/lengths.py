@@ -1,4 +1,6 @@
-"""One look at the index's file before LMDB maps it: a truncated data.mdb would end the process with SIGBUS.
+"""One look at the index's files before LMDB maps them.
+
+A truncated data.mdb would end the process with SIGBUS; a link in the place of a file would be followed, and written to.
 
 Must not know: tables, transactions; it reads two pages, and writes nothing.
 Invariant: a file that passes is as long as its newest meta page says (layout of LMDB 0.9's mdb.c: MDB_meta).
@@ -22,12 +24,21 @@ _PAGE_SIZES = (4096, 8192, 16384, 32768, 65536, 512, 1024, 2048)
 
 
 def check_lengths(fs: FileSystem, directory: Path) -> None:
-    """Refuses a data.mdb that is shorter than its own meta pages say.
+    """Refuses a data.mdb that is shorter than its own meta pages say, and whatever is no file of LMDB's making.
 
     Absent or empty files pass: LMDB creates them.
     """
     path = directory / "data.mdb"
     size = fs.size_of(path)
+    is_odd = [not fs.is_plain(directory)]
+    is_odd += [fs.exists(each) and fs.size_of(each) is None for each in (path, directory / "lock.mdb")]
+    if any(is_odd):
+        names = (directory, path, directory / "lock.mdb")
+        which = next(name for name, odd in zip(names, is_odd, strict=True) if odd)
+        raise Corrupt(
+            f"{which} is a link or no plain file, and links are never followed; "
+            "`cordwood rebuild` makes a new index from the volumes"
+        )
     if not size:
         return
     fd = fs.open_read(path)

@@ -207,6 +207,7 @@ def read_identity(fs: FileSystem, directory: Path) -> Identity | None:
 def _identify(fs: FileSystem, directory: Path, options: Options) -> Identity:
     identity = read_identity(fs, directory)
     if identity is not None:
+        require_volumes(fs, directory)
         return identity
     if fs.names(directory / VOLUMES_NAME):
         raise Corrupt(f"{directory} has volumes but no {FORMAT_NAME}; restore that file from a backup")
@@ -228,6 +229,14 @@ def _identify(fs: FileSystem, directory: Path, options: Options) -> Identity:
             fs.publish(directory / FORMAT_NAME, json.dumps(content, indent=1).encode() + b"\n")
             fs.sync_directory(directory.parent)
     return identity
+
+
+def require_volumes(fs: FileSystem, directory: Path) -> None:
+    """Corrupt when a store has lost its folder of volumes: an empty one in its place would look like an empty store."""
+    if not fs.is_directory(directory / VOLUMES_NAME):
+        raise Corrupt(
+            f"{directory / VOLUMES_NAME} is missing, and with it everything that was stored; mount or restore it"
+        )
 
 
 @contextmanager
@@ -370,9 +379,9 @@ def _restore_index(
     """
     unsynced = directory / UNSYNCED_NAME
     torn = fs.size_of(unsynced) is not None and fs.read_file(unsynced).strip() != _boot_id(fs)
-    missing = not fs.size_of(
-        directory / INDEX_NAME / "data.mdb"
-    )  # LMDB would make an empty index of an empty file
+    data = directory / INDEX_NAME / "data.mdb"
+    missing = not fs.exists(data) or fs.size_of(data) == 0  # LMDB would make an empty index of an empty file
+    missing = missing and fs.is_plain(directory / INDEX_NAME)
     if missing or torn:
         why = "was not synced before the last power cut" if torn else "is missing"
         if volumes.ids():
@@ -381,7 +390,7 @@ def _restore_index(
     if torn:
         fs.unlink_if_there(unsynced)
     for name in (NEW_INDEX_NAME, _OLD_INDEX_NAME):
-        if fs.is_directory(directory / name):
+        if fs.exists(directory / name):
             fs.remove_tree(directory / name)
 
 
@@ -396,7 +405,7 @@ def replace_index(
 ) -> RebuildReport:
     """Rebuilds the index beside the old one and swaps them; a crash at any point leaves a whole one or none."""
     fresh = directory / NEW_INDEX_NAME
-    if fs.is_directory(fresh):
+    if fs.exists(fresh):
         fs.remove_tree(fresh)
     report = rebuild_index(fs, fresh, volumes, store, map_size=map_size, progress=progress)
     swap_index(fs, directory)
@@ -409,13 +418,13 @@ def swap_index(fs: FileSystem, directory: Path) -> None:
     fs.sync_directory(fresh)
     current = directory / INDEX_NAME
     old = directory / _OLD_INDEX_NAME
-    if fs.is_directory(old):
+    if fs.exists(old):
         fs.remove_tree(old)
-    if fs.is_directory(current):
+    if fs.exists(current):
         fs.rename(current, old)
     fs.rename(fresh, current)
     fs.sync_directory(directory)
-    if fs.is_directory(old):
+    if fs.exists(old):
         fs.remove_tree(old)
 
 
@@ -431,6 +440,7 @@ def rebuild(
     identity = read_identity(fs, directory)
     if identity is None:
         raise StoreNotFound(f"{directory} holds no Cordwood store")
+    require_volumes(fs, directory)
     with alone_in(fs, directory):
         volumes = Volumes(fs, directory / VOLUMES_NAME, identity.store, identity.node)
         try:
@@ -460,7 +470,7 @@ def shrink_index(
     directory = Path(path).absolute()
     with alone_in(fs, directory):
         fresh = directory / NEW_INDEX_NAME
-        if fs.is_directory(fresh):
+        if fs.exists(fresh):
             fs.remove_tree(fresh)
         index = Index(fs, directory / INDEX_NAME, map_size=map_size, sync=True, read_only=False)
         try:

@@ -42,6 +42,7 @@ from cordwood.engine.format import (
 )
 from cordwood.engine.fs import FULL_ERRNOS, Buffer, FileSystem
 
+VOLUME_MAX = 0xFFFF_FFFF  # a u32 in the index
 _NAME = re.compile(r"([0-9]{10})\.vol")
 _WINDOW = 1 << 20
 _SMALL_WINDOW = 8 << 10
@@ -58,7 +59,8 @@ def volume_name(volume: int) -> str:
 def volume_id_of(name: str) -> int | None:
     """The id in a volume's file name; None for any other file."""
     match = _NAME.fullmatch(name)
-    return int(match[1]) if match else None
+    volume = int(match[1]) if match else 0
+    return volume if 0 < volume <= VOLUME_MAX else None
 
 
 class Place(NamedTuple):
@@ -410,7 +412,12 @@ class Volumes:
         """A new empty volume, its superblock durable under its name, claimed by this process."""
         salt = secrets.token_bytes(SALT_SIZE)
         while True:
-            volume = max(self.ids(), default=0) + 1
+            highest = max(self.ids(), default=0)
+            volume = highest + 1
+            if volume > VOLUME_MAX:
+                raise Corrupt(
+                    f"{self.path(highest)} has the last id there is; was it put there? Look with fsck"
+                )
             path = self.path(volume)
             temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
             try:

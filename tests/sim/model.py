@@ -254,7 +254,6 @@ class Model:
     def rename_object(
         self, bucket: str, old: str, new: str, source: Conditions | None, target: Conditions | None
     ) -> Version:
-        self.bucket(bucket)
         if old == new:
             raise errors.InvalidArgument("to itself")
         found = self.find(bucket, old)

@@ -1,0 +1,134 @@
+"""A directory in which somebody has planted things: links, pipes, folders, files with impossible names.
+
+What must hold: nothing outside the store is read into it, written or removed; nothing waits for ever; what is wrong is
+named, and `fsck --repair` or `rebuild` gets the store back.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cordwood.engine import Store, check_store, compact, errors, measure_store, rebuild
+from tests.engine.support import noise, small
+
+MAP = 1 << 28
+
+
+@pytest.fixture
+def closed(path: Path) -> Path:
+    with small(path) as store:
+        store.create_bucket("wood")
+        for number in range(20):
+            store.put("wood", f"d/{number}", noise(9000))
+    return path
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder of somebody else's."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "precious").write_bytes(b"precious")
+    return folder
+
+
+def link_index(path: Path, outside: Path) -> None:
+    for each in (path / "index").iterdir():
+        shutil.move(each, outside)
+    (path / "index").rmdir()
+    (path / "index").symlink_to(outside)
+
+
+def link_data(path: Path, outside: Path) -> None:
+    shutil.move(path / "index" / "data.mdb", outside / "precious")
+    (path / "index" / "data.mdb").symlink_to(outside / "precious")
+
+
+def link_lock(path: Path, outside: Path) -> None:
+    (path / "index" / "lock.mdb").unlink()
+    (path / "index" / "lock.mdb").symlink_to(outside / "precious")
+
+
+def folder_as_data(path: Path, _outside: Path) -> None:
+    (path / "index" / "data.mdb").unlink()
+    (path / "index" / "data.mdb" / "below").mkdir(parents=True)
+
+
+def pipe_as_data(path: Path, _outside: Path) -> None:
+    (path / "index" / "data.mdb").unlink()
+    os.mkfifo(path / "index" / "data.mdb")
+
+
+PLANTED = (link_index, link_data, link_lock, folder_as_data, pipe_as_data)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("plant", PLANTED)
+@pytest.mark.parametrize("mend", ["fsck", "rebuild"])
+def test_what_is_planted_in_the_index_is_refused_and_mended_and_what_it_leads_to_is_left_alone(
+    closed: Path, outside: Path, plant: Callable[[Path, Path], None], mend: str
+) -> None:
+    plant(closed, outside)
+    before = {each.name: each.read_bytes() for each in outside.iterdir()}
+    for use in (Store.open, measure_store, compact):
+        with pytest.raises(errors.Corrupt, match="cordwood rebuild"):
+            use(closed, map_size=MAP)
+    report = check_store(closed, map_size=MAP)
+    assert [problem.kind for problem in report.problems] == ["index"]
+    if mend == "fsck":
+        assert not check_store(closed, repair=True, map_size=MAP).uncorrected
+    else:
+        rebuild(closed, map_size=MAP)
+    assert check_store(closed, data=True, map_size=MAP).is_clean
+    with small(closed) as store:
+        assert store.get("wood", "d/7").read() == noise(9000)
+    assert {each.name: each.read_bytes() for each in outside.iterdir()} == before
+
+
+@pytest.mark.timeout(60)
+def test_pipes_folders_and_impossible_names_among_the_volumes_are_passed_over_and_moved_out(
+    closed: Path,
+) -> None:
+    folder = closed / "volumes"
+    os.mkfifo(folder / "0000000099.vol")
+    (folder / "0000000098.vol").mkdir()
+    for name in ("0000000000.vol", "4294967296.vol", "9999999999.vol"):
+        (folder / name).write_bytes(b"junk")
+    with small(closed) as store:
+        assert store.get("wood", "d/7").read() == noise(9000)
+        store.put("wood", "new", noise(5000))
+    report = check_store(closed, map_size=MAP)
+    assert sum("not a plain file" in problem.text for problem in report.problems) == 2
+    assert sum("is no volume" in note for note in report.notes) == 3
+    assert not check_store(closed, repair=True, map_size=MAP).uncorrected
+    assert check_store(closed, data=True, map_size=MAP).is_clean
+
+
+def test_a_file_that_is_called_the_last_volume_is_named_and_moved_out(closed: Path) -> None:
+    """Ids only grow: behind the greatest there is no room for another volume."""
+    (closed / "volumes" / "4294967295.vol").write_bytes(b"")
+    with small(closed, volume_size=1 << 16) as store, pytest.raises(errors.Corrupt, match=r"4294967295\.vol"):
+        for number in range(40):
+            store.put("wood", f"new/{number}", noise(9000, number))
+    assert not check_store(closed, repair=True, map_size=MAP).uncorrected
+    with small(closed) as store:
+        store.put("wood", "new", noise(90_000))
+    assert check_store(closed, map_size=MAP).is_clean
+
+
+def test_a_store_without_its_folder_of_volumes_is_not_taken_for_an_empty_one(closed: Path) -> None:
+    shutil.move(closed / "volumes", closed / "elsewhere")
+    index = (closed / "index" / "data.mdb").read_bytes()
+    for use in (small, rebuild, compact, measure_store):
+        with pytest.raises(errors.Corrupt, match="is missing, and with it everything"):
+            use(closed)
+    report = check_store(closed, repair=True, map_size=MAP)
+    assert report.uncorrected == 1 and report.problems[0].kind == "missing"
+    assert (closed / "index" / "data.mdb").read_bytes() == index
+    shutil.move(closed / "elsewhere", closed / "volumes")
+    assert check_store(closed, data=True, map_size=MAP).is_clean
