@@ -1,7 +1,7 @@
 """Fuzz the XML documents of requests.
 
 Invariant: any bytes are read into the structure that the model names, with values of the model's types, or are refused
-by one of five S3 errors; never anything else.
+by one of six S3 errors; never anything else.
 
 Must not know: the engine, sockets.
 """
@@ -29,6 +29,7 @@ REFUSALS = {
     "MalformedXML",
     "MissingRequestBodyError",
     "InvalidArgument",
+    "InvalidRequest",
     "InvalidLocationConstraint",
     "MaxMessageLengthExceeded",
 }

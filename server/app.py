@@ -29,6 +29,7 @@ from cordwood.server.log_record import LOGGING
 from cordwood.server.sessions import NAME as SESSION_KEY
 from cordwood.server.sessions import Sessions
 from cordwood.server.sts import SecurityTokens
+from cordwood.server.website_endpoint import WebsiteEndpoint
 from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.interpret import read_params
 from cordwood.server.wire.message import Body, BodyError, PeerInfo, RequestHead, Response
@@ -125,6 +126,7 @@ class Application:
         *,
         region: str = "us-east-1",
         domains: Sequence[str] = (),
+        website_domains: Sequence[str] = (),
         is_open: bool = False,
         roles: Sequence[Role] = (),
         targets: Iterable[str] = (),
@@ -143,7 +145,13 @@ class Application:
             store, bridge, region, self._gate, self.access_logs, Outbox(store), frozenset(targets)
         )
 
+        self._website = (
+            WebsiteEndpoint(self._service, website_domains, self._authenticated) if website_domains else None
+        )
+
     async def __call__(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response:
+        if self._website is not None and (site := self._website.bucket_of(head)):
+            return await self._website.answer(head, body, peer, site)
         if "origin" not in head.headers and head.method != "OPTIONS":
             try:
                 return await self._answer(head, body, peer)
@@ -310,6 +318,7 @@ def build_app(store: Store, settings: Settings, credentials: Sequence[Credential
         credentials,
         region=settings.region,
         domains=settings.domain,
+        website_domains=settings.website_domain,
         is_open=settings.anonymous,
         roles=settings.roles,
         targets=(target.arn for target in settings.notification_targets),

@@ -161,6 +161,11 @@ class Settings:
         "base domain of virtual-host style requests (BUCKET.DOMAIN); several: a list, or commas",
         shown="(none)", is_repeatable=True,
     )  # fmt: skip
+    website_domain: tuple[str, ...] = _setting(
+        (), domains,
+        "base domain of the website endpoint (BUCKET.DOMAIN), such as s3-website.example.com; several: as domain",
+        shown="(none)", is_repeatable=True,
+    )  # fmt: skip
     region: str = _setting("us-east-1", text, "the region that signatures must name")
     durability: str = _setting(
         "strict", one_of("strict", "relaxed"),

@@ -58,10 +58,18 @@ class LogKeeper:
         self._spool.close()
 
     def watch(
-        self, info: BucketInfo, head: RequestHead, peer: PeerInfo, route: Route, identity: Identity
+        self,
+        info: BucketInfo,
+        head: RequestHead,
+        peer: PeerInfo,
+        route: Route,
+        identity: Identity,
+        *,
+        is_website: bool = False,
     ) -> Watch:
         """Begin the record of a request to a bucket that is logged."""
-        return Watch(self, info, head, peer, route, identity)
+        record = _record(info, head, peer, route, identity, is_website=is_website)
+        return Watch(self, info, Demand(identity, head, peer), record)
 
     def refused(
         self,
@@ -131,16 +139,14 @@ class Watch:
         self,
         keeper: LogKeeper,
         info: BucketInfo,
-        head: RequestHead,
-        peer: PeerInfo,
-        route: Route,
-        identity: Identity,
+        demand: Demand,
+        record: Record,
     ) -> None:
         self._keeper = keeper
         self._info = info
-        self._demand = Demand(identity, head, peer)
+        self._demand = demand
         self._began_s = self._received_s = time.perf_counter()
-        self._record = _record(info, head, peer, route, identity)
+        self._record = record
         self._others: list[Record] = []
 
     def body(self, body: Body) -> Body:
@@ -163,9 +169,10 @@ class Watch:
             )
         )
 
-    def answered(self, response: Response, action: str, key: str) -> None:
+    def answered(self, response: Response, action: str, key: str, *, error_code: str = "") -> None:
         """The answer is decided; the record is written when it has been sent."""
         record = self._record
+        record.error_code = error_code
         head = self._demand.head
         record.status = response.status
         headers = {name.lower(): value for name, value in response.headers}
@@ -196,7 +203,13 @@ class Watch:
 
 
 def _record(
-    info: BucketInfo, head: RequestHead, peer: PeerInfo, route: Route | None, identity: Identity | None
+    info: BucketInfo,
+    head: RequestHead,
+    peer: PeerInfo,
+    route: Route | None,
+    identity: Identity | None,
+    *,
+    is_website: bool = False,
 ) -> Record:
     name, depth, literals = _UNDIRECTED if route is None else _direction(route)
     version, kind = _signature(head)
@@ -207,7 +220,9 @@ def _record(
         address=peer.address,
         requester="" if identity is None or identity.is_anonymous else identity.owner_id,
         request_id=head.request_id,
-        operation=operation_name(name, head.method, depth, literals) if route is not None else "",
+        operation=operation_name(name, head.method, depth, literals, is_website=is_website)
+        if route is not None
+        else "",
         key=route.key if route is not None else "",
         request_line=f"{head.method} {head.target.decode('latin-1')} HTTP/{head.http_version}",
         status=500,

@@ -28,6 +28,7 @@ from cordwood.server.handlers import (
     tagging,
     unset,
     versioning,
+    website,
     write,
 )
 from cordwood.server.handlers.failures import translate
@@ -62,5 +63,6 @@ __all__ = [
     "translate",
     "unset",
     "versioning",
+    "website",
     "write",
 ]

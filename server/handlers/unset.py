@@ -20,7 +20,6 @@ from cordwood.server.wire.message import Response
 NOT_CONFIGURED: Final = {
     "GetBucketEncryption": "ServerSideEncryptionConfigurationNotFoundError",
     "GetBucketReplication": "ReplicationConfigurationNotFoundError",
-    "GetBucketWebsite": "NoSuchWebsiteConfiguration",
 }
 
 

@@ -218,6 +218,12 @@ def _read_value(element: Element, kind: str) -> Any:
     try:
         return _convert(kind, element.text.strip())
     except ValueError:
+        if kind == "enum Protocol":
+            raise s3_error(
+                "InvalidRequest",
+                "Invalid protocol, protocol can be http or https. If not defined the protocol will be selected "
+                "automatically.",
+            ) from None
         if kind == "enum Event":
             raise s3_error(
                 "InvalidArgument",

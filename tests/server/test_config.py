@@ -44,6 +44,7 @@ def test_every_setting_can_be_given_in_every_layer(file: Path) -> None:
     """The same text in the file, the environment and a flag means the same."""
     texts = {
         "dir": "/d", "bind": "[::1]:80", "workers": "3", "anonymous": "true", "domain": "a.example,b.example",
+        "website_domain": "site.example",
         "region": "r", "durability": "relaxed", "dedup": "false", "volume_size": "2GiB", "chunk_size": "64KiB",
         "inline_max": "1KiB", "head_timeout": "1s", "body_timeout": "500ms", "send_timeout": "2m", "idle_timeout": "1h",
         "stop_timeout": "0", "max_head_size": "8KiB", "max_header_count": "10", "max_connections": "7",
