@@ -33,7 +33,7 @@ BUCKET_ACTIONS: Final = {
     "WRITE_ACP": frozenset(("s3:PutBucketAcl",)),
 }
 OBJECT_ACTIONS: Final = {
-    "READ": frozenset(("s3:GetObject", "s3:GetObjectVersion")),
+    "READ": frozenset(("s3:GetObject", "s3:GetObjectVersion", "s3:GetObjectTorrent")),
     "READ_ACP": frozenset(("s3:GetObjectAcl", "s3:GetObjectVersionAcl")),
     "WRITE_ACP": frozenset(("s3:PutObjectAcl", "s3:PutObjectVersionAcl")),
 }

@@ -130,6 +130,7 @@ class Application:
         is_open: bool = False,
         roles: Sequence[Role] = (),
         targets: Iterable[str] = (),
+        torrent_tracker: str = "",
     ) -> None:
         self._store = store
         sessions = Sessions(store.path / SESSION_KEY, credentials, roles)
@@ -142,7 +143,14 @@ class Application:
         self._gate = Gate(store, bridge, credentials, region=region, is_open=is_open)
         self.access_logs = LogKeeper(store, bridge, self._gate, region)
         self._service = Service(
-            store, bridge, region, self._gate, self.access_logs, Outbox(store), frozenset(targets)
+            store,
+            bridge,
+            region,
+            self._gate,
+            self.access_logs,
+            Outbox(store),
+            frozenset(targets),
+            torrent_tracker,
         )
 
         self._website = (
@@ -322,4 +330,5 @@ def build_app(store: Store, settings: Settings, credentials: Sequence[Credential
         is_open=settings.anonymous,
         roles=settings.roles,
         targets=(target.arn for target in settings.notification_targets),
+        torrent_tracker=settings.torrent_tracker,
     )

@@ -31,6 +31,7 @@ from cordwood.server.config_values import (
     credentials_value,
     did_you_mean,
     domains,
+    http_url,
     key_text,
     make_credential,
     notification_targets,
@@ -287,6 +288,9 @@ class Settings:
         between(1, 10**9),
         "most messages that wait for one target that cannot be reached; then the oldest are dropped",
         unit="count",
+    )
+    torrent_tracker: str = _setting(
+        "", http_url, "announce URL of the tracker in the torrents of objects", shown="(none)"
     )
     scrub_days: float = _setting(
         30.0, number_between(0, 36500), "everything is read and verified once in so many days; 0: never",

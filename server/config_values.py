@@ -250,7 +250,7 @@ def notification_targets(value: object) -> tuple[NotificationTarget, ...]:
 def _notification_target(table: Mapping[str, object]) -> NotificationTarget:
     parsers: dict[str, tuple[str, Callable[[object], Any]]] = {
         "arn": ("arn", _target_arn),
-        "url": ("url", _target_url),
+        "url": ("url", http_url),
         "file": ("file", _target_file),
         "authorization": ("authorization", _header_text),
         "batch": ("batch", between(1, 1000)),
@@ -283,7 +283,7 @@ def _target_arn(value: object) -> str:
     return arn
 
 
-def _target_url(value: object) -> str:
+def http_url(value: object) -> str:
     url = text(value)
     if not re.match(r"https?://[^/\s@]+(@[^/\s@]+)?(/\S*)?\Z", url):
         raise ValueError("expected a URL that begins with http:// or https://")

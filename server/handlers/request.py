@@ -40,6 +40,8 @@ class Service:
     outbox: Outbox
     targets: frozenset[str]
     """The ARNs that event notifications can go to."""
+    torrent_tracker: str
+    """The announce URL of torrents; "" for none."""
     buffers: Buffers = field(default_factory=Buffers)
 
 

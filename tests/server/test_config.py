@@ -54,6 +54,7 @@ def test_every_setting_can_be_given_in_every_layer(file: Path) -> None:
         "compaction_rate": "1MiB", "compaction_dry_run": "true", "scrub_days": "7",
         "lifecycle_interval": "5m", "lifecycle_dry_run": "true", "lifecycle_day": "10s",
         "bucket_logging_interval": "1m", "notification_queue_max": "9",
+        "torrent_tracker": "http://tracker.example/announce",
     }  # fmt: skip
     assert set(texts) == {name for name, row in SETTINGS.items() if not row.is_file_only}
     file.write_text("".join(f'{name} = "{text}"\n' for name, text in texts.items()))
