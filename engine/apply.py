@@ -45,9 +45,11 @@ from cordwood.engine.rows import (
     UploadRow,
     VolumeRow,
     id_key,
+    pack_object,
     part_key,
     upload_key,
     version_key,
+    where_of,
 )
 from cordwood.engine.volume import Place
 
@@ -191,28 +193,52 @@ class Applier:
 
     # --- objects ----------------------------------------------------------------------------------------------
 
+    def enter(self, key: bytes, packed: bytes) -> None:
+        """A plain object (see `is_plain`) by its entry key and row, without its head. Not while counting."""
+        assert not self._counting
+        row = ObjectRow.unpack(packed)
+        self._lives(row.place)
+        txn = self.txn
+        if not txn.add(key, packed, txn.tables.entries):
+            before = txn.get(key, txn.tables.entries)
+            assert before is not None
+            txn.put(key, self._over(ObjectRow.unpack(before), row).pack(), txn.tables.entries)
+
+    def enter_behind(self, rows: list[tuple[bytes, bytes]]) -> None:
+        """Like `enter` for many, in the order of their keys, all of which come behind every key that is there."""
+        assert not self._counting
+        self.txn.append(rows, self.txn.tables.entries)
+        live = self._live
+        for _, packed in rows:
+            volume, length = where_of(packed)
+            live[volume] = live.get(volume, 0) + length
+
     def _apply_object(self, clock: int, place: Place, head: ObjectHead, manifest: Manifest | None) -> None:
         txn = self.txn
-        row = make_row(clock, place, head)
+        packed = pack_row(clock, *place, head)
         self._lives(place)
-        if not namespace.add_entry(txn, head.directory, head.name, row.pack()):
+        if not namespace.add_entry(txn, head.directory, head.name, packed):
             before = namespace.get_entry(txn, head.directory, head.name)
             assert before is not None
             old = ObjectRow.unpack(before)
-            if old.clock == clock:  # the same record at a second place (a compaction that was interrupted)
-                self._dies(old.place, clock)
-                row = row._replace(group=old.group, null_clock=old.null_clock, flags=old.flags)
-                namespace.put_entry(txn, head.directory, head.name, row.pack())
+            row = self._over(old, ObjectRow.unpack(packed))
+            namespace.put_entry(txn, head.directory, head.name, row.pack())
+            if old.clock == clock:
                 return
-            namespace.put_entry(txn, head.directory, head.name, self._on_top_of(old, row).pack())
-        if row.flags & RowFlag.NOTED:
-            lock = locks.lock_of(head.attrs)
+        if head.attrs and (lock := locks.lock_of(head.attrs)) != locks.OPEN:
             txn.put(id_key(clock), AttrsRow(0, NO_PLACE, *lock).pack(), txn.tables.attrs)
         if head.layout == Layout.CHUNKED:
             if head.upload and txn.upload(head.bucket, head.upload) is not None:
                 self._inherit_parts(head, manifest)
             else:
                 self._reference(manifest)
+
+    def _over(self, old: ObjectRow, row: ObjectRow) -> ObjectRow:
+        if old.clock != row.clock:
+            return self._on_top_of(old, row)
+        # The same record at a second place: a compaction that was interrupted.
+        self._dies(old.place, old.clock)
+        return row._replace(group=old.group, null_clock=old.null_clock, flags=old.flags)
 
     def _on_top_of(self, old: ObjectRow, row: ObjectRow) -> ObjectRow:
         """The new current row; the old one dies or becomes noncurrent, as S3's versioning has it."""
@@ -401,7 +427,14 @@ class Applier:
                 self._release(old.place)
 
 
-def make_row(clock: int, place: Place, head: ObjectHead) -> ObjectRow:
+def is_plain(head: ObjectHead) -> bool:
+    """Whether the row of an object says all that a rebuild needs of its record before references are counted."""
+    if head.upload or len(head.name) > namespace.PIECE_MAX:
+        return False
+    return not head.attrs or locks.lock_of(head.attrs) == locks.OPEN
+
+
+def pack_row(clock: int, volume: int, offset: int, length: int, head: ObjectHead) -> bytes:
     """The index row of an object record."""
     flags = _CHECKSUM_TYPE_FLAG[head.checksum_type] | _LAYOUT_FLAG[head.layout]
     if head.null:
@@ -411,8 +444,7 @@ def make_row(clock: int, place: Place, head: ObjectHead) -> ObjectRow:
     algorithms = 0
     for name in head.checksums:
         algorithms |= _ALGORITHM_BIT[name]
-    volume, offset, length = place
-    return ObjectRow(
+    return pack_object(
         flags,
         _CLASS_NUMBER[head.storage_class],
         algorithms,

@@ -197,6 +197,21 @@ def parse_header(data: bytes | memoryview, offset: int, seed: int, limit: int) -
     return header
 
 
+def parse_at(
+    data: memoryview, at: int, offset: int, seed: int, limit: int
+) -> tuple[bytes, int, int, int, int, int, int, int, int, int, int, int, int, int] | None:
+    """Like `parse_header` of what stands `at` a place in `data`, for reading millions: the plain fields, of which those
+    from the third to the last but one make a `Header`. `data` holds a whole header there."""
+    fields = _WITH_CRC.unpack_from(data, at)
+    if fields[0] != RECORD_MAGIC or fields[1] != FORMAT_VERSION or fields[4] != offset:
+        return None
+    if fields[13] != crc32c(data[at : at + _HEADER_CRC_AT], seed):
+        return None
+    if fields[8] > HEAD_MAX or offset + record_length(fields[8], fields[9]) > limit:
+        return None
+    return fields
+
+
 # --- heads ----------------------------------------------------------------------------------------------------
 
 

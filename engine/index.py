@@ -105,6 +105,20 @@ class Txn:
         except lmdb.MapFullError:
             raise Full(_MAP_FULL) from None
 
+    def append(self, rows: list[tuple[bytes, bytes]], table: Any) -> None:
+        """Puts rows in the order of their keys, all of which come behind every key of the table."""
+        try:
+            with self.raw.cursor(db=table) as cursor:
+                _, added = cursor.putmulti(rows, dupdata=False, overwrite=False, append=True)
+        except lmdb.MapFullError:
+            raise Full(_MAP_FULL) from None
+        assert added == len(rows)
+
+    def last_key(self, table: Any) -> bytes:
+        """The greatest key of a table; empty when it has none."""
+        with self.raw.cursor(db=table) as cursor:
+            return cast("bytes", cursor.key()) if cursor.last() else b""
+
     def delete(self, key: bytes, table: Any) -> None:
         try:
             self.raw.delete(key, db=table)

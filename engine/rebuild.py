@@ -1,8 +1,8 @@
 """A new index from nothing but the volumes: when it was lost, to check the one there is, or because somebody asks.
 
-Theory: one pass over every volume finds the stretches of valid records and the chunks in them; a second merges the
-other records of all volumes by their clock and applies them to an empty index, in the order in which they once
-happened; references to chunks are counted at the end, from what lives then.
+Theory: one pass over every volume (rescan.py) gives its chunks, and its other records, which are merged by their clock
+and applied to an empty index in the order in which they once happened, but for what order cannot touch; references to
+chunks are counted at the end, from what lives then.
 
 Must not know: what the live index says.
 
@@ -13,33 +13,38 @@ Invariants:
 
 from __future__ import annotations
 
-import heapq
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
-from operator import attrgetter
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
 
 from cordwood.engine import namespace
 from cordwood.engine.apply import Applier
 from cordwood.engine.core import read_manifest
 from cordwood.engine.errors import Corrupt
-from cordwood.engine.format import SUPERBLOCK_SIZE, ChunkRef, Flag, RecordType
+from cordwood.engine.format import CHUNK_ID_SIZE, ChunkRef, chunk_record_length
 from cordwood.engine.fs import FileSystem
 from cordwood.engine.index import Index, Txn
-from cordwood.engine.recovery import Change, change_of
-from cordwood.engine.rows import ChunkRow, Kind, ObjectRow, PartRow, RowFlag, VolumeRow, VolumeState
-from cordwood.engine.volume import Place, VolumeFile, Volumes
+from cordwood.engine.rescan import ChunkItem, Item, VolumeScan
+from cordwood.engine.rows import (
+    ChunkRow,
+    Kind,
+    ObjectRow,
+    PartRow,
+    RowFlag,
+    VolumeRow,
+    VolumeState,
+)
+from cordwood.engine.volume import Place, Volumes
 
 _log = logging.getLogger("cordwood.engine")
-_REBUILD_BATCH = 50_000
-_REPORT_EVERY = 4096
-_MORE = int(Flag.MORE)  # an enum's own "&" costs as much as reading the record
+_SLICE_RECORDS = 200_000
+_NO_CHUNKS = RowFlag.INLINE | RowFlag.MARKER
 
-Progress = Callable[[int, int], None]  # bytes of the volumes done, bytes in all (each is read twice)
+Progress = Callable[[int, int], None]  # bytes of the volumes done, bytes in all
 
 
 @dataclass(slots=True)
@@ -54,105 +59,6 @@ class RebuildReport:
     damaged: list[int] = field(default_factory=list)
     missing: list[ChunkRef] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
-
-
-class _Survey(NamedTuple):
-    """What a first pass found in a volume: stretches of valid records, and whether the last one is the SEAL."""
-
-    file: VolumeFile
-    stretches: list[tuple[int, int]]
-    end: int
-    sealed: bool
-    damaged: bool
-
-
-def _survey(file: VolumeFile, txn: Txn, limit: int | None, progress: _Meter) -> _Survey:
-    """Finds the valid stretches of a volume and enters its chunks into the index, unreferenced."""
-    size = file.size() if limit is None else min(limit, file.size())
-    stretches: list[tuple[int, int]] = []
-    position = SUPERBLOCK_SIZE
-    durable = SUPERBLOCK_SIZE
-    sealed = False
-    chunks: list[tuple[bytes, ChunkRow]] = []
-    while True:
-        start = position
-        for record in file.scan(position, size, bodies=False):
-            header = record.header
-            length = header.length
-            position = header.offset + length
-            progress.passed(length)
-            durable = max(durable, header.durable)
-            sealed = header.type == RecordType.SEAL
-            if header.type == RecordType.CHUNK:
-                chunks.append((record.head[:32], ChunkRow(file.id, header.offset, header.body_length, 0)))
-        if position > start:
-            stretches.append((start, position))
-        following = file.find_valid(max(position, start + 8), size) if not sealed else None
-        if following is None:
-            break
-        position = following.offset
-    end = stretches[-1][1] if stretches else SUPERBLOCK_SIZE
-    verified = _verified_end(file, durable, end)
-    if verified < end:
-        end, sealed = verified, False
-    for chunk_id, row in chunks:
-        if row.offset < end:  # behind it may stand a torn copy of a chunk that is whole elsewhere
-            txn.put(chunk_id, row.pack(), txn.tables.chunks)
-    damaged = any(stop < end for _, stop in stretches[:-1])
-    return _Survey(file, stretches, end, sealed, damaged)
-
-
-def _verified_end(file: VolumeFile, durable: int, end: int) -> int:
-    """Where the whole transactions end whose bodies are whole too; only what lies past `durable` can be torn.
-
-    A torn transaction must stay outside: once records stood behind it, the next rebuild would take it for a part of
-    theirs.
-    """
-    position = durable
-    in_transaction = False
-    for record in file.scan(durable, end, bodies=True):
-        if record.header.type != RecordType.CHUNK:
-            in_transaction = bool(record.header.flags & Flag.MORE)
-        if not in_transaction:
-            position = record.header.offset + record.header.length
-    return position
-
-
-def _changes(survey: _Survey, progress: _Meter) -> Iterator[Change]:
-    """The changes of a volume in the order they were written, which is clock order; whole transactions only.
-
-    One by one, not in groups: compaction writes the records of a transaction singly, and while both copies are there
-    the merge must bring the two of each record together.
-    """
-    file = survey.file
-    for start, stop in survey.stretches:
-        group: list[Change] = []
-        for record in file.scan(start, min(stop, survey.end), bodies=False):
-            progress.passed(record.header.length)
-            if record.header.type in (RecordType.CHUNK, RecordType.SEAL):
-                continue
-            group.append(change_of(file, record))
-            if not record.header.flags & _MORE:
-                yield from group
-                group = []
-        if stop < survey.end:
-            yield from group  # damage behind it, but it had been committed
-
-
-class _Meter:
-    """Counts records and tells the caller, now and then, how far it is."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress = progress
-        self._total = total
-        self._bytes = 0
-        self.records = 0
-
-    def passed(self, length: int) -> None:
-        self._bytes += length
-        self.records += 1
-        if self._progress is not None and not self.records % _REPORT_EVERY:
-            self._progress(min(self._bytes, self._total), self._total)
 
 
 def rebuild_index(
@@ -173,51 +79,198 @@ def rebuild_index(
     report = RebuildReport()
     index = Index(fs, directory, map_size=map_size, sync=False, read_only=False)
     try:
-        txn = index.begin()
-        txn.put_store(store)
         ids = volumes.ids()
-        meter = _Meter(progress, 2 * sum(fs.size_of(volumes.path(volume)) or 0 for volume in ids))
-        surveys = []
+        meter = _Meter(progress, sum(fs.size_of(volumes.path(volume)) or 0 for volume in ids))
+        loader = _Loader(index, volumes, store)
+        scans: list[VolumeScan] = []
+        chunks: list[ChunkItem] = []
         for volume in ids:
             try:
-                surveys.append(_survey(volumes.get(volume), txn, (limits or {}).get(volume), meter))
+                limit = (limits or {}).get(volume)
+                scans.append(VolumeScan(volumes.get(volume), limit, chunks, meter.passed))
             except (Corrupt, OSError) as error:
                 report.left_out[volume] = str(error)
                 _log.error("volume %d is left out of the index: %s", volume, error)
+        for items in in_clock_order(scans):
+            loader.take(items)
+            loader.take_chunks(chunks)
+            chunks.clear()
+        loader.finish(scans, report)
         report.records = meter.records
-        applier = Applier(txn, lambda place: read_manifest(volumes, place), counting=False)
-        clock = 0
-        count = 0
-        streams = [_changes(survey, meter) for survey in surveys]
-        merged = heapq.merge(*streams, key=attrgetter("clock")) if len(streams) > 1 else chain(*streams)
-        for change in merged:
-            applier.apply(change.type, change.clock, change.place, change.head, change.manifest)
-            clock = max(clock, change.clock)
-            count += 1
-            if count >= _REBUILD_BATCH:
-                count = 0
-                applier.finish({})
-                index.commit(txn)
-                txn = index.begin()
-                applier.txn = txn
-        _remove_empty_directories(txn, applier)
-        _count_references(txn, applier, volumes, report)
-        txn.put_clock(clock)
-        applier.finish({survey.file.id: _survey_row(survey) for survey in surveys})
-        index.commit(txn)
-        index.sync()
-        report.volumes = len(surveys)
-        report.damaged = [survey.file.id for survey in surveys if survey.damaged]
+        report.volumes = len(scans)
+        report.damaged = [scan.file.id for scan in scans if scan.is_damaged]
     finally:
         index.close()
     report.seconds = time.monotonic() - started_s
     return report
 
 
-def _survey_row(survey: _Survey) -> VolumeRow:
-    if survey.damaged:
-        return VolumeRow(VolumeState.QUARANTINED, survey.file.size())
-    return VolumeRow(VolumeState.SEALED if survey.sealed else VolumeState.ACTIVE, survey.end)
+class _Stream:
+    """A scan that is under way: the block at hand, and how much of it was taken."""
+
+    def __init__(self, number: int, scan: VolumeScan) -> None:
+        self.number = number
+        self.block: list[Item] = []
+        self.position = 0
+        self._blocks = scan.blocks()
+
+    def front(self) -> tuple[int, int]:
+        return self.block[self.position][0], self.number
+
+    def refill(self) -> bool:
+        """Fetches the next block that holds anything, once this one was taken whole. False: there is none."""
+        while self.position >= len(self.block):
+            block = next(self._blocks, None)
+            if block is None:
+                return False
+            self.block, self.position = block, 0
+        return True
+
+
+def in_clock_order(scans: Sequence[VolumeScan]) -> Iterator[list[Item]]:
+    """The items of all volumes by clock, of equal ones that of the first volume first. In runs: where volumes were
+    written one after another a run is a block. A volume is read only once its first record comes to be next."""
+    waiting = sorted(((scan.first_clock(), number) for number, scan in enumerate(scans)), reverse=True)
+    active: list[_Stream] = []
+    while active or waiting:
+        front = min(active, key=_Stream.front) if active else None
+        if front is None or (waiting and waiting[-1] < front.front()):
+            number = waiting.pop()[1]
+            stream = _Stream(number, scans[number])
+            if stream.refill():
+                active.append(stream)
+            else:
+                yield []
+            continue
+        others = [each.front() for each in active if each is not front] + waiting[-1:]
+        stop = len(front.block)
+        if others:
+            bound = min(others)
+            cut = bisect_right if front.number < bound[1] else bisect_left
+            stop = cut(front.block, bound[0], lo=front.position, key=itemgetter(0))
+        yield front.block[front.position : stop]
+        front.position = stop
+        if not front.refill():
+            active.remove(front)
+
+
+class _Loader:
+    """Applies what the volumes say to an empty index, some hundred thousand records at a time.
+
+    Of such a slice the plain objects whose key comes for the first time go in by the order of their keys, which LMDB
+    takes several times faster; all other records after them, by clock. Records of one key keep their order, and those
+    of different keys do not touch each other: empty directories and references are left for the end.
+    """
+
+    def __init__(self, index: Index, volumes: Volumes, store: bytes) -> None:
+        self._index = index
+        self._volumes = volumes
+        self._txn = index.begin()
+        self._txn.put_store(store)
+        self._applier = Applier(self._txn, lambda place: read_manifest(volumes, place), counting=False)
+        self._clock = 0
+        self._first: dict[bytes, bytes] = {}
+        self._touched: set[bytes] = set()
+        self._later: list[Item] = []
+        self._chunks: dict[bytes, ChunkRow] = {}
+        self._copies: dict[bytes, list[ChunkRow]] = {}
+
+    def take(self, items: list[Item]) -> None:
+        """Items in clock order."""
+        if not items:
+            return
+        first, touched, later = self._first, self._touched, self._later
+        for item in items:
+            _, key, what = item
+            if type(what) is bytes and key not in first and key not in touched:
+                first[key] = what
+                continue
+            touched.add(key)
+            later.append(item)
+        self._clock = max(self._clock, items[-1][0])
+        if len(first) + len(later) >= _SLICE_RECORDS:
+            self._flush()
+
+    def take_chunks(self, chunks: list[ChunkItem]) -> None:
+        for chunk_id, row in chunks:
+            if self._chunks.setdefault(chunk_id, row) is not row:
+                self._copies.setdefault(chunk_id, []).append(row)
+        if len(self._chunks) >= _SLICE_RECORDS:
+            self._flush()
+
+    def finish(self, scans: Sequence[VolumeScan], report: RebuildReport) -> None:
+        """Settles what can only be told at the end, and makes it all durable."""
+        self._flush()
+        txn, applier = self._txn, self._applier
+        for chunk_id, rows in self._copies.items():
+            first = txn.chunk(chunk_id)
+            assert first is not None
+            row = self._whole_one(chunk_id, sorted({first, *rows}))
+            txn.put(chunk_id, row.pack(), txn.tables.chunks)
+        _remove_empty_directories(txn, applier)
+        _count_references(txn, applier, self._volumes, report)
+        txn.put_clock(self._clock)
+        applier.finish({scan.file.id: _row_of(scan) for scan in scans})
+        self._index.commit(txn)
+        self._index.sync()
+
+    def _flush(self) -> None:
+        txn, applier = self._txn, self._applier
+        rows = sorted(self._first.items())
+        if rows and rows[0][0] > txn.last_key(txn.tables.entries):
+            applier.enter_behind(rows)
+        else:
+            for key, packed in rows:
+                applier.enter(key, packed)
+        for clock, key, what in self._later:
+            if type(what) is bytes:
+                applier.enter(key, what)
+            else:
+                applier.apply(what.type, clock, what.place, what.head, None)
+        for chunk_id in sorted(self._chunks):
+            row = self._chunks[chunk_id]
+            if not txn.add(chunk_id, row.pack(), txn.tables.chunks):
+                self._copies.setdefault(chunk_id, []).append(row)
+        for gathered in (self._first, self._touched, self._later, self._chunks):
+            gathered.clear()
+        applier.finish({})
+        self._index.commit(txn)
+        self._txn = applier.txn = self._index.begin()
+
+    def _whole_one(self, chunk_id: bytes, rows: list[ChunkRow]) -> ChunkRow:
+        """Of several copies of a chunk the last that can be read: one that had rotted was written again behind it."""
+        for row in reversed(rows):  # by volume and offset
+            place = Place(row.volume, row.offset, chunk_record_length(row.length))
+            try:
+                record = self._volumes.get(row.volume).read_record(place)
+            except (Corrupt, OSError) as error:
+                _log.warning("a copy of chunk %s is not used: %s", chunk_id.hex(), error)
+                continue
+            if record is not None and record.head[:CHUNK_ID_SIZE] == chunk_id:
+                return row
+        return rows[-1]
+
+
+def _row_of(scan: VolumeScan) -> VolumeRow:
+    if scan.is_damaged:
+        return VolumeRow(VolumeState.QUARANTINED, scan.file.size())
+    return VolumeRow(VolumeState.SEALED if scan.is_sealed else VolumeState.ACTIVE, scan.end)
+
+
+class _Meter:
+    """Counts records and tells the caller, now and then, how far it is."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._bytes = 0
+        self.records = 0
+
+    def passed(self, records: int, length: int) -> None:
+        self._bytes += length
+        self.records += records
+        if self._progress is not None:
+            self._progress(min(self._bytes, self._total), self._total)
 
 
 def _remove_empty_directories(txn: Txn, applier: Applier) -> None:
@@ -253,9 +306,7 @@ def chunked_places(txn: Txn) -> Iterator[Place]:
     """Where every record stands that lists chunks."""
     for table in (txn.tables.entries, txn.tables.versions):
         for _, packed in txn.items(b"", table):
-            if packed[0] == Kind.OBJECT:
-                row = ObjectRow.unpack(packed)
-                if not row.flags & (RowFlag.INLINE | RowFlag.MARKER):
-                    yield row.place
+            if packed[0] == Kind.OBJECT and not packed[1] & _NO_CHUNKS:
+                yield ObjectRow.unpack(packed).place
     for _, packed in txn.items(b"", txn.tables.parts):
         yield PartRow.unpack(packed).place

@@ -10,7 +10,8 @@ Invariants:
 from __future__ import annotations
 
 import struct
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import msgspec
@@ -119,6 +120,21 @@ class ObjectRow(NamedTuple):
     @property
     def place(self) -> Place:
         return Place(self.volume, self.offset, self.length)
+
+
+_WHERE = struct.Struct("<II")
+
+
+def where_of(packed: bytes) -> tuple[int, int]:
+    """Volume and record length of a packed ObjectRow."""
+    volume, length = _WHERE.unpack_from(packed, 8)
+    return volume, length
+
+
+# A packed ObjectRow without a group, from the fields up to `md5`.
+pack_object: Callable[[int, int, int, int, int, int, int, int, int, bytes], bytes] = partial(
+    _OBJECT.pack, Kind.OBJECT
+)
 
 
 def pack_directory_entry(directory: int) -> bytes:

@@ -46,6 +46,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("engine.appending",),
     ("engine.edits",),
     ("engine.recovery",),
+    ("engine.rescan",),
     ("engine.rebuild",),
     ("engine.opening", "engine.filling"),
     ("engine.compare", "engine.inspect", "engine.probe"),

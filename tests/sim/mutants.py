@@ -76,9 +76,8 @@ MUTANTS = (
     Mutant(
         "a rebuild drops deletes",
         "rebuild.py",
-        "            applier.apply(change.type,",
-        "            if change.type == RecordType.DELETE:\n                continue\n"
-        "            applier.apply(change.type,",
+        "                applier.apply(what.type,",
+        "                what.type != 3 and applier.apply(what.type,",
     ),
     Mutant(
         "the precondition of a put is ignored",
@@ -140,9 +139,9 @@ MUTANTS = (
     ),
     Mutant(
         "a rebuild believes records whose bodies are torn",
-        "rebuild.py",
-        "    verified = _verified_end(file, durable, end)\n",
-        "    verified = end\n",
+        "rescan.py",
+        "        self.end = self._verified_end(end)\n",
+        "        self.end = end\n",
     ),
     Mutant(
         "a failed sync is forgotten",
