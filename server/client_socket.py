@@ -67,6 +67,7 @@ class ClientSocket:
 
     __slots__ = (
         "_body_budget_s",
+        "_fd",
         "_is_sending",
         "_limits",
         "_raw",
@@ -85,6 +86,7 @@ class ClientSocket:
     def __init__(self, raw: socket.socket, limits: Limits, stopping: trio.Event) -> None:
         raw.setblocking(False)
         self._raw = raw
+        self._fd = raw.fileno()
         self._limits = limits
         self._stopping = stopping
         self._is_sending = False
@@ -149,7 +151,7 @@ class ClientSocket:
 
     async def wait_to_receive(self) -> None:
         """Until something is there, or the end. Whoever calls sets and clears `deadline`."""
-        await trio.lowlevel.wait_readable(self._raw)
+        await trio.lowlevel.wait_readable(self._fd)
 
     async def receive(self, size: int) -> bytes:
         """Body bytes, b"" when no more will come. Waits within the body budget."""
@@ -158,7 +160,7 @@ class ClientSocket:
         if data is None:
             begin = self._begin_to_wait()
             while data is None:
-                await trio.lowlevel.wait_readable(self._raw)
+                await trio.lowlevel.wait_readable(self._fd)
                 data = self.receive_now(size)
             self._end_waiting(begin, len(data))
         self._turn_bytes += len(data)
@@ -257,7 +259,7 @@ class ClientSocket:
         self._turn_bytes = 0
         self.deadline = begin + self._send_budget_s
         self._is_sending = True
-        await trio.lowlevel.wait_writable(self._raw)
+        await trio.lowlevel.wait_writable(self._fd)
         self._is_sending = False
         self.deadline = FOREVER
         self._send_budget_s -= time.monotonic() - begin

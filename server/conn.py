@@ -150,8 +150,7 @@ class _Connection:
         head.request_id = request_id = runtime.next_request_id()
         head.host_id = runtime.host_id
         client.refill_budgets()
-        if head.method in ("GET", "HEAD"):
-            # Nobody misses an unfinished read; what changes things runs to its end, whoever still listens.
+        if head.method in _ABANDONABLE:
             client.busy_since = time.monotonic()
         body = _RequestBody(client, self._receiver, head.expect_continue)
         try:
@@ -216,16 +215,16 @@ class _Connection:
     async def _respond_bytes(
         self, head: RequestHead, status: int, fields: bytes, body: bytes, keep_alive: bool
     ) -> None:
-        if status not in _BODILESS and not _has_content_length(fields):
-            fields += b"\r\nContent-Length: %d" % len(body)
+        is_bodiless = status in _BODILESS
+        if not is_bodiless and b"\r\ncontent-length:" not in fields.lower():
+            fields = b"%b\r\nContent-Length: %d" % (fields, len(body))
         start = self._render(head, status, fields, keep_alive)
-        if head.method == "HEAD" or status in _BODILESS:
-            await self._client.send(start)
-        elif len(body) <= _JOIN_BYTES:
-            await self._client.send(start + body)
-        else:
+        if is_bodiless or head.method == "HEAD":
+            body = b""
+        elif len(body) > _JOIN_BYTES:
             await self._client.send(start, more=True)
-            await self._client.send(body)
+            start = b""
+        await self._client.send(start + body)
 
     async def _respond_stream(
         self,
@@ -322,8 +321,7 @@ class _Connection:
             end = b"\r\nConnection: keep-alive\r\n\r\n"
         else:
             end = b"\r\n\r\n"
-        line = STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status
-        return b"".join((line, self._runtime.common_fields(), head.request_id.encode(), fields, end))
+        return b"".join((self._runtime.start_of(status), head.request_id.encode(), fields, end))
 
     async def _refuse(self, code: str, status: int, message: str) -> None:
         """Answer what is no request, and close."""
@@ -443,22 +441,29 @@ class _Runtime:
         self._prefix = os.urandom(4).hex().upper()
         self._count = 0
         self._second = 0
-        self._common = b""
+        self._starts: dict[int, bytes] = {}
 
     def next_request_id(self) -> str:
         self._count += 1
         return f"{self._prefix}{self._count & 0xFFFFFFFF:08X}"
 
-    def common_fields(self) -> bytes:
-        """The fields of every response, up to the place of the request id."""
+    def start_of(self, status: int) -> bytes:
+        """A response head up to the place of the request id: the same for a second."""
         second = int(time.time())
         if second != self._second:
             self._second = second
-            self._common = (
-                f"\r\nServer: Cordwood\r\nDate: {formatdate(second, usegmt=True)}"
-                f"\r\nx-amz-id-2: {self.host_id}\r\nx-amz-request-id: "
-            ).encode()
-        return self._common
+            self._starts = {}
+        start = self._starts.get(status)
+        if start is None:
+            line = STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status
+            start = self._starts[status] = (
+                line
+                + (
+                    f"\r\nServer: Cordwood\r\nDate: {formatdate(second, usegmt=True)}"
+                    f"\r\nx-amz-id-2: {self.host_id}\r\nx-amz-request-id: "
+                ).encode()
+            )
+        return start
 
 
 # In the run, not in the module: worker processes are forked, and no two may give out the same request ids.
@@ -475,10 +480,8 @@ def _current_runtime() -> _Runtime:
 
 
 _BODILESS: Final = frozenset({204, 304})
-
-
-def _has_content_length(fields: bytes) -> bool:
-    return b"\r\ncontent-length:" in fields.lower()
+# Nobody misses an unfinished read; what changes things runs to its end, whoever still listens.
+_ABANDONABLE: Final = frozenset({"GET", "HEAD"})
 
 
 def _content_length(response: Response) -> int | None:

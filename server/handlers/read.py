@@ -84,13 +84,10 @@ def _head(request: Request, *, wait: bool = True) -> Response:
             members, status = _members(reader.info, reader, request, is_partial=is_partial)
             members["ContentLength"] = reader.length
             return respond(request.operation, members, status=status)
-    info = request.service.store.head(
-        request.bucket,
-        request.key,
-        version_id=version_text(params),
-        conditions=read_conditions(params),
-        wait=wait,
-    )
+    version = conditions = None
+    if params:
+        version, conditions = version_text(params), read_conditions(params)
+    info = request.service.store.head(*request.target, version_id=version, conditions=conditions, wait=wait)
     request.confirm(info)
     members, status = _members(info, None, request)
     members["ContentLength"] = info.size
@@ -114,6 +111,8 @@ def _open(request: Request, *, wait: bool = True) -> tuple[ObjectReader, bool]:
     """The reader of what was asked for, and whether that was a part: then it is 206, even if it is all there is."""
     params = request.params
     store = request.service.store
+    if not params:  # all of the newest version, as nearly every request asks
+        return store.get(*request.target, wait=wait), False
     version = version_text(params)
     conditions = read_conditions(params)
     part_number = params.get("PartNumber")
@@ -152,18 +151,28 @@ def _open(request: Request, *, wait: bool = True) -> tuple[ObjectReader, bool]:
 def _members(
     info: ObjectInfo, reader: ObjectReader | None, request: Request, *, is_partial: bool = False
 ) -> tuple[dict[str, Any], int]:
-    params = request.params
     members = object_members(info, request)
-    members.update(expiration_member(request, info))
+    expiration = expiration_member(request, info)
+    if expiration:
+        members.update(expiration)
     if info.attrs:
         members.update(lock_members(info.attrs))
         if TAGS in info.attrs:
             members["TagCount"] = len(info.attrs[TAGS])
-    part_number = params.get("PartNumber")
     status = 200
     if reader is not None and is_partial:
         status = 206
         members["ContentRange"] = f"bytes {reader.start}-{reader.start + reader.length - 1}/{info.size}"
+    if request.params:
+        _add_what_was_asked_for(members, info, reader, request)
+    return members, status
+
+
+def _add_what_was_asked_for(
+    members: dict[str, Any], info: ObjectInfo, reader: ObjectReader | None, request: Request
+) -> None:
+    params = request.params
+    part_number = params.get("PartNumber")
     if part_number is not None and info.parts_count:
         members["PartsCount"] = info.parts_count
     if "ChecksumMode" in params:
@@ -174,7 +183,6 @@ def _members(
         elif reader is None or reader.length == info.size:
             members.update(checksum_members(info.checksums, info.checksum_type))
     override_members(members, request)
-    return members, status
 
 
 async def _stream(bridge: Bridge, reader: ObjectReader) -> AsyncIterator[bytes]:

@@ -254,7 +254,7 @@ def respond(operation: Operation, outputs: Mapping[str, Any], *, status: int | N
             continue
         _, place, wire_name, kind = rows[member]
         if place == "header":
-            headers.append((wire_name, _header_text(kind, value)))
+            headers.append((wire_name, value if type(value) is str else _header_text(kind, value)))
         elif place == "prefix":
             headers.extend((f"{wire_name}{name}", text) for name, text in value.items())
         elif place == "payload":
@@ -270,8 +270,6 @@ def respond(operation: Operation, outputs: Mapping[str, Any], *, status: int | N
 
 
 def _header_text(kind: str, value: Any) -> str:
-    if isinstance(value, str):
-        return value
     if value is True or value is False:
         return "true" if value else "false"
     if kind == "rfc822":
