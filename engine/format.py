@@ -352,8 +352,9 @@ def encode_head(head: Head) -> bytes:
     return _encode(head)
 
 
-def decode_head(type_: int, data: bytes | memoryview, where: str) -> Any:
-    """The head of a record whose head CRC was checked. A head that still does not decode is `Corrupt`."""
+def decode_head(type_: int, data: bytes | memoryview, where: object) -> Any:
+    """The head of a record whose head CRC was checked. A head that still does not decode is `Corrupt`, and the text of
+    `where` says which."""
     try:
         return _DECODERS[type_].decode(data)
     except (KeyError, msgspec.DecodeError, UnicodeDecodeError) as error:

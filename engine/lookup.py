@@ -158,13 +158,12 @@ def _read_object(
     if record is None:
         raise WouldBlock("the object's record is not in memory")
     header, head_bytes, body = record
-    where = file.where(row.offset)
     if header.type != _OBJECT or header.clock != row.clock:
-        raise Corrupt(f"{where}: another record stands where the index expects an object")
-    head: ObjectHead = decode_head(header.type, head_bytes, where)
+        raise Corrupt(f"{place}: another record stands where the index expects an object")
+    head: ObjectHead = decode_head(header.type, head_bytes, place)
     if (head.directory, head.name) != expected:
         raise Corrupt(
-            f"{where}: another record stands where the index expects an object: the index is damaged"
+            f"{place}: another record stands where the index expects an object: the index is damaged"
         )
     return head, body
 

@@ -119,7 +119,7 @@ class ObjectRow(NamedTuple):
 
     @property
     def place(self) -> Place:
-        return Place(self.volume, self.offset, self.length)
+        return _tuple(Place, (self[4], self[6], self[5]))
 
 
 _WHERE = struct.Struct("<II")

@@ -70,6 +70,9 @@ class Place(NamedTuple):
     offset: int
     length: int
 
+    def __str__(self) -> str:
+        return f"volume {self.volume} offset {self.offset}"
+
 
 class Record(NamedTuple):
     """A scanned record. `body` is None when the scan was told to skip bodies."""
@@ -103,7 +106,7 @@ class VolumeFile:
 
     def where(self, offset: int) -> str:
         """How messages name a place in this volume."""
-        return f"volume {self.id} offset {offset}"
+        return str(Place(self.id, offset, 0))
 
     def size(self) -> int:
         return self._fs.size(self.fd)
@@ -182,9 +185,10 @@ class VolumeFile:
         if first is None:
             return None
         header = self.read_header(first, offset)
-        head = first[HEADER_SIZE : HEADER_SIZE + header.head_length]
-        if len(head) < header.head_length:
+        body_at = HEADER_SIZE + header.head_length
+        if body_at > len(first):
             return None
+        head = first[HEADER_SIZE:body_at]
         self._check(header, head, None)
         return Record(header, head, None)
 

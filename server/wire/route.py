@@ -24,6 +24,9 @@ from cordwood.server.wire.message import RequestHead
 from cordwood.server.wire.operations import COMMON, OPERATIONS, Member
 
 MAX_KEY_BYTES = 1024
+_SURELY_SHORT: Final = (
+    MAX_KEY_BYTES // 4
+)  # as many characters as are within the limit however they are encoded
 
 
 class Operation:
@@ -181,6 +184,10 @@ class Router:
             bucket = self.host_bucket(head)
             if bucket:
                 return bucket, _key(path[1:]), True
+        if b"%" not in path:
+            bucket, _, key = head.path[1:].partition("/")  # decoded already
+            check_key(key)
+            return bucket, key, False
         raw_bucket, slash, raw_key = path[1:].partition(b"/")
         bucket = _decode(raw_bucket)
         if not slash or not raw_key:
@@ -217,12 +224,8 @@ def choose(head: RequestHead, depth: str) -> Operation:
         raise _no_candidates(head, depth)
     headers = head.headers
     plain = candidates.plain
-    if not head.query and plain is not None:
-        for selector in candidates.selectors:
-            if selector in headers:
-                break
-        else:
-            return plain
+    if not head.query and plain is not None and candidates.selectors.isdisjoint(headers):
+        return plain
     query = dict(head.query)
     for operation in candidates.ordered:
         if _matches(operation, query, headers):
@@ -338,7 +341,7 @@ def _key(raw: bytes) -> str:
 
 def check_key(key: str) -> None:
     """The rules of a key that hold wherever it comes from (path, copy source, XML)."""
-    if len(key) > MAX_KEY_BYTES // 4 and (size := len(key.encode("utf-8"))) > MAX_KEY_BYTES:
+    if len(key) > _SURELY_SHORT and (size := len(key.encode("utf-8"))) > MAX_KEY_BYTES:
         raise s3_error("KeyTooLongError", size=size, max_size_allowed=MAX_KEY_BYTES)
     if "\0" in key:
         raise s3_error("InvalidArgument", "A key must not hold a NUL character.", argument_name="Key")
