@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cordwood.app")
 
+_NO_SNIFFING: Final = ("x-content-type-options", "nosniff")
+
 # Operations whose permission is not their own name (Service Authorization Reference, "Actions for Amazon S3").
 ACTIONS: Final = {
     "CompleteMultipartUpload": "s3:PutObject",
@@ -112,6 +114,8 @@ _OF_A_VERSION: Final = {
     "s3:PutObjectAcl": "s3:PutObjectVersionAcl",
     "s3:PutObjectTagging": "s3:PutObjectVersionTagging",
 }
+# Operations that a policy may refuse by their own name, too, although they go by another.
+_BESIDE: Final = {"GetObjectAttributes": "s3:GetObjectAttributes"}
 # Operations that name their objects in the body: the handler asks for each of them.
 _ASKED_FOR_EACH_KEY: Final = frozenset(("DeleteObjects",))
 
@@ -161,24 +165,33 @@ class Application:
         if self._website is not None and (site := self._website.bucket_of(head)):
             return await self._website.answer(head, body, peer, site)
         if "origin" not in head.headers and head.method != "OPTIONS":
-            try:
-                return await self._answer(head, body, peer)
-            except (S3Error, BodyError) as error:
-                self._log_refusal(head, peer, error)
-                raise
+            return await self._guarded(head, body, peer)
         bucket, key, _ = self._router.address(head)
         if head.method == "OPTIONS":
             return preflight(self._store, head, bucket, key)
         headers = sharing_headers(self._store, head, bucket)
         try:
+            response = await self._guarded(head, body, peer)
+        except S3Error as error:
+            # A page may read why it was refused, too.
+            error.headers = (*error.headers, *headers)
+            raise
+        response.headers.extend(headers)
+        return response
+
+    async def _guarded(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response:
+        """An answer, or a refusal that is in the access log. What was not asked for by a program that signs its headers
+        may have been asked for by a browser: it must not take what is stored for another type than it was stored as."""
+        is_for_browser = "authorization" not in head.headers
+        try:
             response = await self._answer(head, body, peer)
         except (S3Error, BodyError) as error:
             self._log_refusal(head, peer, error)
-            if isinstance(error, S3Error):
-                # A page may read why it was refused, too.
-                error.headers = (*error.headers, *headers)
+            if is_for_browser and isinstance(error, S3Error):
+                error.headers = (*error.headers, _NO_SNIFFING)
             raise
-        response.headers.extend(headers)
+        if is_for_browser:
+            response.headers.append(_NO_SNIFFING)
         return response
 
     async def _answer(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response:
@@ -300,8 +313,11 @@ class Application:
         version_id = demand.head.parameter("versionId") or None
         if version_id is not None:
             action = _OF_A_VERSION.get(action, action)
+        beside = _BESIDE.get(operation.name, "")
+        if version_id is not None:
+            beside = beside.replace("s3:GetObject", "s3:GetObjectVersion")
         try:
-            return await self._gate.check(demand, action, info, key, version_id)
+            return await self._gate.check(demand, action, info, key, version_id, beside=beside)
         except S3Error as error:
             if operation.name == "HeadBucket":
                 # Whoever may not enter learns where the bucket is all the same: SDKs find regions so.

@@ -122,8 +122,9 @@ class Gate:
         key: str = "",
         version_id: str | None = None,
         request_tags: Mapping[str, str] | None = None,
+        beside: str = "",
     ) -> ObjectInfo | None:
-        """The whole question. `request_tags`: tags that came in the body.
+        """The whole question. `request_tags`: tags that came in the body. `beside`: an action that must not be denied.
 
         The answer is the object that the decision looked at, if it did: what is then done must be done to it.
         """
@@ -145,9 +146,10 @@ class Gate:
                 context = _with_object(context, info, seen.attrs)
         if not allowed(identity, action, resource, context):
             raise s3_error("AccessDenied")
-        for header, beside in _BESIDE.items():
-            if header in demand.head.headers and denied(identity, beside, resource, context):
-                raise s3_error("AccessDenied")
+        asked = [beside] if beside else []
+        asked += [each for header, each in _BESIDE.items() if header in demand.head.headers]
+        if any(denied(identity, each, resource, context) for each in asked):
+            raise s3_error("AccessDenied")
         if demand.head.headers.get("x-amz-bypass-governance-retention", "").lower() == "true" and not allowed(
             identity, "s3:BypassGovernanceRetention", resource, context
         ):

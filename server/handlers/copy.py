@@ -29,9 +29,10 @@ from cordwood.server.handlers.describe import (
 from cordwood.server.handlers.lifecycle import expiration_member
 from cordwood.server.handlers.new_object import copied_attrs
 from cordwood.server.handlers.request import Request, handles
+from cordwood.server.handlers.tagging import TAGS
 from cordwood.server.notifications import created
 from cordwood.server.wire.checksums import hasher
-from cordwood.server.wire.errors import s3_error
+from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
 from cordwood.server.wire.route import check_key
@@ -87,6 +88,16 @@ def _bad_source(text: str) -> Exception:
     )
 
 
+async def may_read_tags(request: Request, bucket: str, key: str, version_id: str | None = None) -> bool:
+    """Tags go along with an object only for whoever could have read them where they are."""
+    action = "s3:GetObjectTagging" if version_id is None else "s3:GetObjectVersionTagging"
+    try:
+        await request.decide(action, bucket, key, version_id)
+    except S3Error:
+        return False
+    return True
+
+
 async def authorise_source(request: Request, source: Source) -> bool:
     """May the identity read the source? Returns whether the source's bucket keeps versions."""
     action = "s3:GetObjectVersion" if source.version_id is not None else "s3:GetObject"
@@ -121,8 +132,11 @@ async def copy_object(request: Request) -> Response:
     described = params.get("MetadataDirective", "COPY") == "REPLACE"
     if (source.bucket, source.key) == (request.bucket, request.key) and source.version_id is None:
         _check_self_copy(params, described)
+    may_take_tags = params.get("TaggingDirective", "COPY") != "COPY" or await may_read_tags(
+        request, source.bucket, source.key, source.version_id
+    )
     info, copied_version = await request.service.bridge.run(
-        _copy, store, request, source, described, is_source_versioned
+        _copy, store, request, source, described, is_source_versioned, may_take_tags
     )
     log_copy(request, source, "REST.COPY.OBJECT_GET", copied_version, info.size)
     result = {
@@ -147,12 +161,19 @@ def _check_self_copy(params: dict[str, Any], described: bool) -> None:
 
 
 def _copy(
-    store: Store, request: Request, source: Source, described: bool, is_source_versioned: bool
+    store: Store,
+    request: Request,
+    source: Source,
+    described: bool,
+    is_source_versioned: bool,
+    may_take_tags: bool,
 ) -> tuple[ObjectInfo, str | None]:
     """The copy, and which version was copied where versions are kept."""
     params = request.params
     original = store.head(source.bucket, source.key, version_id=source.version_id)
     request.confirm(original)
+    if TAGS in original.attrs and not may_take_tags:
+        raise s3_error("AccessDenied")
     if is_source_versioned:
         # From here on it is this version, whatever becomes the current one meanwhile.
         source = Source(source.bucket, source.key, original.version_id)

@@ -126,10 +126,12 @@ class Request:
         info, self._decided_on = await self.service.gate.authorise(demand, action, bucket, key, version_id)
         return info
 
-    async def decide(self, action: str, bucket: str, key: str) -> ObjectInfo | None:
+    async def decide(
+        self, action: str, bucket: str, key: str, version_id: str | None = None
+    ) -> ObjectInfo | None:
         """May whoever sent this request do `action` there? The object that the answer depends on, if it does."""
         demand = Demand(self.verified.identity, self.head, self.peer)
-        return (await self.service.gate.authorise(demand, action, bucket, key))[1]
+        return (await self.service.gate.authorise(demand, action, bucket, key, version_id))[1]
 
     def authorise_prefixes(self, *prefixes: str) -> None:
         """AccessDenied unless all that is or could be below these prefixes of the bucket may be moved about."""

@@ -4,7 +4,8 @@ Must not know: secrets' place, permissions, Signature Version 4. Reads no clock:
 
 Invariants:
 * The text that is signed holds every x-amz-* header of the request, the bucket, the path as it was sent, and the
-  sub-resources; a request that differs in any of them has another signature.
+  sub-resources; a request that differs in any of them has another signature. A sub-resource that it does not hold is
+  refused.
 * Signatures are compared in constant time.
 
 Source: "Signing and authenticating REST requests (AWS signature version 2)", Amazon S3 Developer Guide.
@@ -19,6 +20,7 @@ from typing import Final
 
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.message import RequestHead
+from cordwood.server.wire.operations import OPERATIONS
 
 PARAMETERS: Final = frozenset({"awsaccesskeyid", "signature", "expires"})
 
@@ -62,6 +64,15 @@ _SUB_RESOURCES: Final = frozenset(
         "website",
     }
 )
+# Parameters that choose another operation and that this version, older than they are, does not sign. Listing by
+# list-type=2 is listing all the same.
+_UNSIGNED: Final = (
+    frozenset(
+        name.partition("=")[0] for row in OPERATIONS.values() for names in (row[2], row[3]) for name in names
+    )
+    - _SUB_RESOURCES
+    - {"list-type"}
+)
 _BLANKS: Final = re.compile(r"[ \t]+")
 
 
@@ -77,6 +88,16 @@ def check_lifetime(parameters: dict[str, str], now_s: float) -> None:
         raise s3_error("AccessDenied", "Invalid date (should be seconds since epoch)", Expires=expires)
     if now_s > int(expires):
         raise s3_error("AccessDenied", "Request has expired", Expires=expires, ServerTime=f"{int(now_s)}")
+
+
+def check_query(head: RequestHead) -> None:
+    """Refuses what would make another operation of the one that was signed."""
+    for name, _ in head.query:
+        if name in _UNSIGNED:
+            raise s3_error(
+                "AccessDenied",
+                f"Signature Version 2 does not cover the parameter {name}; sign with Version 4.",
+            )
 
 
 def string_to_sign(head: RequestHead, expires: str, host_bucket: str, token: str | None = None) -> str:

@@ -181,6 +181,9 @@ def authenticate(
             )
         claim = claim_of_header(head, header, now_s, payload_sha256)
     elif parameters.keys() & SIGV2_PARAMETERS:
+        if service != "s3":
+            # It names no service: a URL for a listing would be good for credentials, too.
+            raise s3_error("InvalidRequest", f"Signature Version 2 is not for {service}.")
         return _verify_version_2(head, parameters, secret_for, session_for, now_s, host_bucket)
     elif parameters:
         claim = claim_of_query(head, parameters, now_s, payload_sha256)
@@ -213,6 +216,7 @@ def _verify_version_2(
     if parameters.keys() & set(PRESIGNED_PARAMETERS):
         raise s3_error("InvalidArgument", "Only one auth mechanism allowed; the query has parameters of two.")
     sigv2.check_lifetime(parameters, now_s)
+    sigv2.check_query(head)
     access_key = parameters["awsaccesskeyid"]
     token = _token(head, parameters)
     credential = _account(access_key, token, secret_for, session_for)
