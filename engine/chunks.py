@@ -41,21 +41,21 @@ class Verified:
     """Which chunks this process verified lately. Bounded: two generations, the older one dropped as a whole."""
 
     def __init__(self) -> None:
-        self._young: set[tuple[bytes, int]] = set()
-        self._old: set[tuple[bytes, int]] = set()
+        self._young: dict[tuple[bytes, int], bytes] = {}
+        self._old: dict[tuple[bytes, int], bytes] = {}
         self._until_s = time.monotonic() + MEMORY_S / 2
 
-    def knows(self, file: VolumeFile, offset: int) -> bool:
-        """Whether the chunk at `offset` was verified within the last MEMORY_S seconds."""
+    def knows(self, file: VolumeFile, offset: int, chunk_id: bytes) -> bool:
+        """Whether that chunk was verified at `offset` within the last MEMORY_S seconds."""
         self._forget()
         key = (file.superblock.salt, offset)
-        return key in self._young or key in self._old
+        return (self._young.get(key) or self._old.get(key)) == chunk_id
 
-    def add(self, file: VolumeFile, offset: int) -> None:
+    def add(self, file: VolumeFile, offset: int, chunk_id: bytes) -> None:
         self._forget()
         if len(self._young) >= _GENERATION_MAX:
-            self._old, self._young = self._young, set()
-        self._young.add((file.superblock.salt, offset))
+            self._old, self._young = self._young, {}
+        self._young[file.superblock.salt, offset] = chunk_id
 
     def _forget(self) -> None:
         """Of two threads that come here at once both may turn: then more is forgotten than need be, never less."""
@@ -64,15 +64,15 @@ class Verified:
         if now_s < until_s:
             return
         is_stale = now_s >= until_s + MEMORY_S / 2
-        self._old = set() if is_stale else self._young
-        self._young = set()
+        self._old = {} if is_stale else self._young
+        self._young = {}
         # From the end of the last term, not from now: or what came at its beginning would stay too long.
         self._until_s = (now_s if is_stale else until_s) + MEMORY_S / 2
 
 
-def body_offset(place: Place, ref: ChunkRef) -> int:
-    """Where the payload of a chunk record begins in its volume."""
-    return place.offset + HEADER_SIZE + chunk_head_length(ref.length)
+def body_offset(offset: int, ref: ChunkRef) -> int:
+    """Where the payload begins of a chunk whose record begins at `offset`."""
+    return offset + HEADER_SIZE + chunk_head_length(ref.length)
 
 
 def read_chunk(file: VolumeFile, place: Place, ref: ChunkRef) -> bytes:
@@ -102,7 +102,7 @@ def read_blocks(
     pieces: list[bytes] = []
     for at in range(start, stop, BLOCK_SIZE):
         block = window[: min(BLOCK_SIZE, ref.length - at)]
-        if not file.read_into(block, body_offset(place, ref) + at, cached_only=cached_only):
+        if not file.read_into(block, body_offset(place.offset, ref) + at, cached_only=cached_only):
             return None
         if crc32c(block, 0, _KEEP_GIL) != blocks[at // BLOCK_SIZE]:
             raise Corrupt(f"{file.where(place.offset)}: CRC of block {at // BLOCK_SIZE} does not match")
@@ -124,12 +124,12 @@ def verify(
 
     False: `cached_only`, and they are not in memory. Corrupt when they are not good.
     """
-    if verified.knows(file, place.offset):
+    if verified.knows(file, place.offset, ref.id):
         return True
     if first or last != ref.length:
         return read_blocks(file, place, ref, first, last, cached_only=cached_only) is not None
     window = _window()
-    end = body_offset(place, ref) + ref.length
+    end = body_offset(place.offset, ref) + ref.length
     front_size = HEADER_SIZE + chunk_head_length(ref.length)
     at = place.offset
     crc = 0
@@ -145,7 +145,7 @@ def verify(
         crc = crc32c(piece, crc, _KEEP_GIL)
     if header is None or crc != header.body_crc:
         raise Corrupt(f"{file.where(place.offset)}: body CRC does not match")
-    verified.add(file, place.offset)
+    verified.add(file, place.offset, ref.id)
     return True
 
 

@@ -253,6 +253,7 @@ class Spans:
         pieces: Iterator[_Piece],
         find: Callable[[ChunkRef], tuple[Place, VolumeFile]],
     ) -> None:
+        self._core = core
         self._verified = core.verified
         self._pieces = pieces
         self._find = find
@@ -265,6 +266,11 @@ class Spans:
         if piece is None:
             return None
         ref, _, first, last = piece
+        hinted = self._core.volumes.opened(ref.volume)
+        if hinted is not None and self._verified.knows(hinted, ref.offset, ref.id):
+            # Good bytes stay good though the chunk was copied elsewhere meanwhile: no need to ask the index.
+            self._put_back = None
+            return Span(hinted.fd, body_offset(ref.offset, ref) + first, last - first, hinted)
         place, file = self._find(ref)
         if not verify(self._verified, file, place, ref, first, last, cached_only=not wait):
             self._put_back = piece
@@ -272,7 +278,7 @@ class Spans:
         self._put_back = None
         if wait:
             file.will_read(place.offset + place.length, _AHEAD_SIZE)
-        return Span(file.fd, body_offset(place, ref) + first, last - first, file)
+        return Span(file.fd, body_offset(place.offset, ref) + first, last - first, file)
 
     def __iter__(self) -> Iterator[Span]:
         while (span := self.take()) is not None:

@@ -392,6 +392,10 @@ class Volumes:
                     self._open.popitem(last=False)
             return file
 
+    def opened(self, volume: int) -> VolumeFile | None:
+        """The volume if it is open already."""
+        return self._open.get(volume)
+
     def forget(self, volume: int) -> None:
         """Drops the cached descriptor of a volume that is gone."""
         with self._lock:

@@ -140,7 +140,7 @@ def _start_cordwood(base: Path, workers: int, extra: list[str]) -> Server:
     port = free_port()
     command = [str(Path(sys.executable).parent / "cordwood"), "serve", str(base / "store")]
     command += ["--bind", f"127.0.0.1:{port}", "--no-profile", "--workers", str(workers), *extra]
-    keys = {"CORDWOODACCESS_KEY_KEY": ACCESS_KEY, "CORDWOODSECRET_KEY_KEY": SECRET_KEY}
+    keys = {"CORDWOOD_ACCESS_KEY": ACCESS_KEY, "CORDWOOD_SECRET_KEY": SECRET_KEY}
     return Server(command, port, base / "cordwood.log", keys)
 
 

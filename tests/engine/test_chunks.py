@@ -11,11 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cordwood.engine import Store, chunks, errors
+from cordwood.engine import ObjectReader, Store, chunks, errors
 from cordwood.engine.chunks import MEMORY_S, Verified
 from cordwood.engine.format import RecordType, Superblock
 from cordwood.engine.volume import VolumeFile
-from tests.engine.support import FaultyFileSystem, first_volume, flip, noise, records_of, small
+from tests.engine.support import FaultyFileSystem, first_volume, flip, noise, python, records_of, small
+
+
+def span_bytes(reader: ObjectReader) -> bytes:
+    return b"".join(os.pread(span.fd, span.length, span.offset) for span in reader.spans())
 
 
 class Clock:
@@ -62,10 +66,11 @@ def test_nothing_counts_as_verified_longer_than_promised_nor_in_another_volume(
             clock.now_s += pause_s
             file = salted(name.encode())
             if is_addition:
-                verified.add(file, offset)
+                verified.add(file, offset, b"id")
                 since[name, offset] = clock.now_s
-            if verified.knows(file, offset):
+            if verified.knows(file, offset, b"id"):
                 assert clock.now_s - since[name, offset] <= MEMORY_S
+                assert not verified.knows(file, offset, b"another")
             else:
                 assert clock.now_s - since.get((name, offset), -1e9) >= MEMORY_S / 2
 
@@ -73,8 +78,8 @@ def test_nothing_counts_as_verified_longer_than_promised_nor_in_another_volume(
 def test_the_memory_of_verified_chunks_is_bounded() -> None:
     verified = Verified()
     for offset in range(100_000):
-        verified.add(salted(b"s"), offset)
-        assert verified.knows(salted(b"s"), offset)
+        verified.add(salted(b"s"), offset, b"id")
+        assert verified.knows(salted(b"s"), offset, b"id")
     assert len(verified._young) + len(verified._old) <= 2 * 16_384
 
 
@@ -110,6 +115,32 @@ def test_a_span_that_was_verified_lately_is_not_read_again(path: Path) -> None:
         with store.get("wood", "k") as reader:
             assert [span[:3] for span in reader.spans()] == [span[:3] for span in first]
         assert read == []
+
+
+_COMPACT = """
+import sys
+from pathlib import Path
+from cordwood.engine.compactor import CompactionPolicy
+from cordwood.engine.maintenance import Maintenance
+with Maintenance.open(Path(sys.argv[1]), volume_size=1 << 17, map_size=1 << 28) as store:
+    store.compact(CompactionPolicy(full=True, grace_s=0, volume_size=1 << 17))
+"""
+
+
+def test_spans_go_on_where_they_were_verified_though_the_chunks_were_moved_meanwhile(path: Path) -> None:
+    with small(path, volume_size=1 << 17) as store:
+        store.create_bucket("wood")
+        store.put("wood", "k", noise(9000))
+        with store.get("wood", "k") as reader:
+            assert len(list(reader.spans())) == 3
+            for number in range(50):
+                store.put("wood", "filler", noise(9000, number))
+            python(_COMPACT, path)
+            assert not first_volume(path).exists()
+            assert span_bytes(reader) == noise(9000)
+        assert store._core.volumes.forget_unlinked() == 1
+        with store.get("wood", "k") as reader:
+            assert span_bytes(reader) == noise(9000)
 
 
 @pytest.mark.parametrize("selected", [None, (100, 8000)])
