@@ -62,14 +62,18 @@ class Appender:
     def append_chunk(self, chunk_id: bytes, payload: Buffer, *, is_digest: bool) -> Place:
         """Writes one chunk, not yet synced and not yet referenced by anything."""
         length = chunk_record_length(len(payload))
-        head = encode_chunk_head(chunk_id, payload)
+        head, body_crc = encode_chunk_head(chunk_id, payload)
         flags = Flag.DIGEST if is_digest else 0
         body = payload if isinstance(payload, bytes) else memoryview(payload)
-        record = NewRecord(RecordType.CHUNK, flags, tick(0), head, body)
+        record = NewRecord(RecordType.CHUNK, flags, tick(0), head, body, body_crc=body_crc)
         with self._lock, self._failing():
             self._health.check()
             self._check_room(length)
-            return self._with_room(length).append([record])[0]
+            volume = self._with_room(length)
+            place = volume.append([record])[0]
+        with self._failing():
+            volume.begin_sync()
+        return place
 
     def prepare(self) -> None:
         """Sees to an active volume before the caller takes the index's writer lock, which claiming one needs, too."""

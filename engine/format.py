@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum, IntFlag
+from functools import cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -158,8 +159,12 @@ def pack_record(
     body: bytes | memoryview,
     seed: int,
     base: int = 0,
+    body_crc: int | None = None,
 ) -> list[bytes | memoryview]:
-    """The record as buffers to be written one after another: header and head, body, padding."""
+    """The record as buffers to be written one after another: header and head, body, padding.
+
+    `body_crc` is the CRC32C of the body where the caller has it already.
+    """
     head_length, body_length = len(head), len(body)
     assert head_length <= HEAD_MAX and body_length <= BODY_MAX
     fixed = _HEADER.pack(
@@ -174,7 +179,7 @@ def pack_record(
         head_length,
         body_length,
         crc32c(head),
-        crc32c(body) if body_length else 0,
+        body_crc if body_crc is not None else crc32c(body) if body_length else 0,
         base,
     )
     first = fixed + _CRC.pack(crc32c(fixed, seed)) + head
@@ -365,13 +370,52 @@ def decode_head(type_: int, data: bytes | memoryview, where: object) -> Any:
 
 CHUNK_ID_SIZE = 32
 BLOCK_SIZE = 64 << 10  # a chunk can be verified in blocks of this size, so a small range reads little
+_ALL_BITS = 0xFFFFFFFF
+_KEEP_GIL = 0  # a block takes 2 us, less than it can take to get the interpreter back
 
 
-def encode_chunk_head(chunk_id: bytes, payload: bytes | bytearray | memoryview) -> bytes:
-    """A chunk's head: its id, then the CRC32C of each 64 KiB block of its payload."""
+def encode_chunk_head(chunk_id: bytes, payload: bytes | bytearray | memoryview) -> tuple[bytes, int]:
+    """A chunk's head, its id and then the CRC32C of each 64 KiB block of its payload; and the CRC32C of all of it, made
+    from those of the blocks."""
     view = memoryview(payload)
-    blocks = [crc32c(view[at : at + BLOCK_SIZE]) for at in range(0, len(view), BLOCK_SIZE)]
-    return chunk_id + struct.pack(f"<{len(blocks)}I", *blocks)
+    whole_blocks = len(view) // BLOCK_SIZE
+    blocks = []
+    crc = 0
+    for number in range(whole_blocks):
+        block_crc = crc32c(view[number * BLOCK_SIZE : (number + 1) * BLOCK_SIZE], 0, _KEEP_GIL)
+        blocks.append(block_crc)
+        crc = block_behind(crc) ^ block_crc
+    rest = view[whole_blocks * BLOCK_SIZE :]
+    if rest:
+        blocks.append(crc32c(rest))
+        crc = crc32c(rest, crc)
+    return chunk_id + struct.pack(f"<{len(blocks)}I", *blocks), crc
+
+
+def block_behind(crc: int) -> int:
+    """What a CRC32C becomes by a block behind it, but for the block's own CRC, which is to be XORed to it.
+
+    That is linear in the bits of the CRC, so its values for each byte of it, XORed, are its value.
+    """
+    first, second, third, fourth = _block_tables()
+    return first[crc & 255] ^ second[crc >> 8 & 255] ^ third[crc >> 16 & 255] ^ fourth[crc >> 24]
+
+
+@cache
+def _block_tables() -> list[list[int]]:
+    """For each of the four bytes of a CRC the effect of each of its values, made from that of its single bits."""
+    zeros = bytes(BLOCK_SIZE)
+    tables = []
+    for shift in (0, 8, 16, 24):
+        table = [0] * 256
+        for value in range(1, 256):
+            rest = value & (value - 1)
+            bit = (value ^ rest) << shift
+            # CRC32C inverts its state at both ends; a block of zeros then shows what becomes of the state alone.
+            single = crc32c(zeros, bit ^ _ALL_BITS) ^ _ALL_BITS if not rest else table[value ^ rest]
+            table[value] = table[rest] ^ single
+        tables.append(table)
+    return tables
 
 
 def chunk_head_length(payload_length: int) -> int:

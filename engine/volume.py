@@ -48,6 +48,7 @@ _WINDOW = 1 << 20
 _SMALL_WINDOW = 8 << 10
 _LARGE_BODY = 64 << 10
 _HEAD_WINDOW = 1024  # most heads end within it
+_BEGIN_SYNC_SIZE = 8 << 20
 _OPEN_VOLUMES_MAX = 512
 _JOINED_MAX = 4 << 20
 
@@ -255,7 +256,7 @@ class VolumeFile:
 
 class NewRecord(msgspec.Struct, gc=False):
     """A record about to be written: its type, flags, clock and encoded head, its body, the node that decided it
-    (None: this one), and the `base` of its header."""
+    (None: this one), the `base` of its header, and the CRC32C of its body when that is known."""
 
     type: int
     flags: int
@@ -264,6 +265,7 @@ class NewRecord(msgspec.Struct, gc=False):
     body: bytes | memoryview
     node: int | None = None
     base: int = 0
+    body_crc: int | None = None
 
 
 class ActiveVolume:
@@ -277,6 +279,7 @@ class ActiveVolume:
         self.id = file.id
         self.tail = tail
         self.durable = tail
+        self._begun = tail
         self.lock = threading.RLock()
         self._syncing = threading.Lock()
         self._sync_failure: str | None = None
@@ -301,6 +304,7 @@ class ActiveVolume:
                     body,
                     seed,
                     record.base,
+                    record.body_crc,
                 )
                 length = record_length(len(head), len(body))
                 places.append(Place(self.id, position, length))
@@ -343,6 +347,23 @@ class ActiveVolume:
                 self._sync_failure = f"volume {self.id}: sync failed: {error}; reopen the store to recover"
                 raise ReadOnly(self._sync_failure) from error
         self.durable = max(self.durable, tail)
+
+    def begin_sync(self) -> None:
+        """Lets the kernel begin with what a later `sync` would have to wait for, when that has become much. A failure
+        is final, too."""
+        with self.lock:
+            begin, self._begun = self._begun, max(self._begun, self.tail)
+            size = self._begun - begin
+            if size < _BEGIN_SYNC_SIZE:
+                self._begun = begin
+                return
+        try:
+            # The descriptor for reading, since the other one may be closed meanwhile.
+            self._fs.begin_datasync(self.file.fd, begin, size)
+        except OSError as error:
+            with self._syncing:
+                self._sync_failure = f"volume {self.id}: writing failed: {error}; reopen the store to recover"
+            raise ReadOnly(self._sync_failure) from error
 
     def is_empty(self) -> bool:
         return self.tail == SUPERBLOCK_SIZE

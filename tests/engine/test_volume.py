@@ -194,6 +194,47 @@ def test_a_new_volume_that_is_taken_for_a_leftover_is_made_again(tmp_path: Path)
     made.close()
 
 
+def test_the_disk_begins_with_what_was_appended_when_that_has_become_much(
+    volumes: Volumes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    active = volumes.create(1)
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(REAL, "begin_datasync", lambda fd, offset, length: begun.append((offset, length)))
+    start = active.tail
+    for _ in range(20):
+        active.append([record(b"x", noise(1 << 20))])
+        active.begin_sync()
+    step = (active.tail - start) // 20 * 8
+    assert begun == [(start, step), (start + step, step)]
+    assert active.durable == start  # it is a hint, and says nothing about durability
+    active.close()
+
+
+def test_a_disk_that_fails_when_it_begins_ends_all_syncs(tmp_path: Path) -> None:
+    fs = FaultyFileSystem()
+    active = Volumes(fs, tmp_path, STORE, 7).create(1)
+    active.append([record(b"x", noise(9 << 20))])
+    fs.fail("begin_datasync", times=1)
+    with pytest.raises(errors.ReadOnly, match="Input/output"):
+        active.begin_sync()
+    with pytest.raises(errors.ReadOnly, match="Input/output"):
+        active.sync()
+    active.close()
+
+
+def test_what_the_disk_was_told_to_begin_with_reads_back_and_a_bad_descriptor_is_an_error(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "file"
+    fd = REAL.create(path)
+    REAL.write_all(fd, [noise(100_000)], 0)
+    REAL.begin_datasync(fd, 0, 100_000)
+    assert REAL.read(fd, 100_000, 0) == noise(100_000)
+    REAL.close(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        REAL.begin_datasync(fd, 0, 1)
+
+
 def test_a_seal_is_the_last_record_and_says_where_it_stands(active: ActiveVolume) -> None:
     active.append([record(b"a")])
     end = active.tail
