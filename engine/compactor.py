@@ -200,10 +200,11 @@ class Compactor:
         settle_leftovers(self._core, self._pacer)
         remove_retired(self._core.fs, self._core.index, self._core.volumes)
         is_first = True
+        examined: set[int] = set()
         while True:
             candidates = self.candidates()
-            if is_first:
-                self._report.volumes_examined = len(candidates)
+            examined.update(each.volume for each in candidates)
+            self._report.volumes_examined = len(examined)
             victims = [each for each in candidates if each.why]
             if not self._policy.full and not is_first:
                 # What this run itself left behind and may go at once: tombstones that nothing needs any more.
@@ -211,7 +212,10 @@ class Compactor:
             if not victims:
                 return
             is_first = False
-            self._round(victims[: self._policy.max_volumes])
+            fitting = self._that_fit(victims)
+            if not fitting:
+                return
+            self._round(fitting[: self._policy.max_volumes])
             if not self._report.is_complete:
                 return
 
@@ -320,7 +324,7 @@ class Compactor:
 
     def _round(self, candidates: list[Candidate]) -> None:
         victims = []
-        for candidate in self._that_fit(candidates):
+        for candidate in candidates:
             self._done.add(candidate.volume)
             self._report.victims.append(candidate.volume)
             victim = self._open_victim(candidate)
@@ -351,19 +355,23 @@ class Compactor:
             self._report.is_complete = False
 
     def _that_fit(self, candidates: list[Candidate]) -> list[Candidate]:
-        """As many victims as their live bytes find room for; Full when not even the first does."""
+        """Those for whose live bytes there is room, all together, the deadest first.
+
+        Full when nothing at all can be done; later in a run what does not fit is only reported.
+        """
         room = self._core.fs.free_bytes(self._core.volumes.directory) - _ROOM_LEFT_BYTES
         fitting: list[Candidate] = []
         for candidate in candidates:
-            room -= candidate.live_bytes
-            if room < 0 and candidate.live_bytes:
-                break
-            fitting.append(candidate)
+            if candidate.live_bytes <= room or not candidate.live_bytes:
+                room -= candidate.live_bytes
+                fitting.append(candidate)
         if not fitting:
-            raise Full(
-                f"{self._core.volumes.directory}: no room to copy {candidates[0].live_bytes} live bytes "
-                f"of volume {candidates[0].volume}; free some space"
-            )
+            first = candidates[0]
+            why = f"no room to copy {first.live_bytes} live bytes of volume {first.volume}; free some space"
+            if not self._report.victims:
+                raise Full(f"{self._core.volumes.directory}: {why}")
+            self._report.kept[first.volume] = why
+            self._report.is_complete = False
         return fitting
 
     def _open_victim(self, candidate: Candidate) -> _Victim | None:

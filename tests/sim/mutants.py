@@ -23,8 +23,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SUITE = [f"tests/sim/test_{name}.py" for name in ("found", "power_cuts", "faults", "simulation", "kill")]
-TIMEOUT_S = 400
+SUITE = [
+    *(f"tests/sim/test_{name}.py" for name in ("found", "simulation", "power_cuts", "faults", "kill")),
+    *(f"tests/engine/test_{name}.py" for name in ("compactor", "check", "scrub", "attributes")),
+]
+TIMEOUT_S = 1200
 
 
 class Mutant(NamedTuple):
@@ -220,6 +223,121 @@ MUTANTS = (
         "apply.py",
         "self._manifests.get(place) or self._read_manifest(place)",
         "self._read_manifest(place)",
+    ),
+    Mutant(
+        "a change of attributes goes to the newest version",
+        "apply.py",
+        "        if current.clock != head.version:\n",
+        "        if not head.version:\n",
+    ),
+    Mutant(
+        "attributes outlive their version",
+        "apply.py",
+        "                self.txn.delete(id_key(row.clock), self.txn.tables.attrs)\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "the attributes before a change stay alive",
+        "apply.py",
+        "        if old is not None and old.clock:\n            self._dies(old.place, old.clock)\n"
+        "        self._lives(place)\n        new = AttrsRow",
+        "        self._lives(place)\n        new = AttrsRow",
+    ),
+    Mutant(
+        "a COMPLIANCE retention can be bypassed",
+        "locks.py",
+        'return MODES[lock.mode] == "COMPLIANCE" or not bypass',
+        "return not bypass",
+    ),
+    Mutant(
+        "a legal hold can be bypassed",
+        "locks.py",
+        "    if lock.hold:\n",
+        "    if lock.hold and not bypass:\n",
+    ),
+    Mutant(
+        "a retention may become shorter",
+        "locks.py",
+        "if new.mode == old.mode and new.until_ms >= old.until_ms:",
+        "if new.mode == old.mode:",
+    ),
+    Mutant(
+        "a copy takes the lock along",
+        "locks.py",
+        "if name not in (RETENTION, HOLD)}",
+        "if name}",
+    ),
+    Mutant(
+        "the default retention of a bucket is not given",
+        "locks.py",
+        'if not default or "mode" not in default or RETENTION in attrs:',
+        "if default or not default:",
+    ),
+    Mutant(
+        "a lock is taken where nothing can keep it",
+        "operations.py",
+        "locks.OBJECT_LOCK not in bucket.attrs and locks.lock_of(attrs) != locks.OPEN",
+        "locks.OBJECT_LOCK not in bucket.attrs and not bucket.name",
+    ),
+    Mutant(
+        "compaction takes attributes for dead",
+        "liveness.py",
+        "        about = txn.attrs(head.version)\n",
+        "        about = None\n",
+    ),
+    Mutant(
+        "compaction drops every tombstone",
+        "liveness.py",
+        "return oldest_dead != 0 and oldest_dead < tombstone_clock",
+        "return False",
+    ),
+    Mutant(
+        "the youngest dead record decides which tombstones may go",
+        "apply.py",
+        "if oldest is None or clock < oldest:",
+        "if oldest is None or clock > oldest:",
+    ),
+    Mutant(
+        "the copies of a compaction move no rows",
+        "filling.py",
+        "                txn.put(pointer.key, pointer.moved(new), pointer.table)\n",
+        "",
+    ),
+    Mutant(
+        "a volume is retired while rows point into it",
+        "compactor.py",
+        "        rest = self._left_behind(victim) or change(core, lambda txn: _retire_row(txn, volume))\n",
+        "        rest = change(core, lambda txn: txn.put_volume(volume, VolumeRow(VolumeState.RETIRED)))\n",
+    ),
+    Mutant(
+        "scrub reads no bodies",
+        "scrub.py",
+        "for item in walk(file, start, row.watermark, bodies=True):",
+        "for item in walk(file, start, row.watermark):",
+    ),
+    Mutant(
+        "scrub quarantines nothing",
+        "scrub.py",
+        "        if names and row.state == VolumeState.SEALED:\n",
+        "        if not volume:\n",
+    ),
+    Mutant(
+        "fsck reads no bodies",
+        "check.py",
+        "walk(file, SUPERBLOCK_SIZE, end, bodies=self._data)",
+        "walk(file, SUPERBLOCK_SIZE, end)",
+    ),
+    Mutant(
+        "a repair forgets the names of what is damaged",
+        "check.py",
+        "bool(self._index_problems) and (not self._damaged or not self._is_index_usable)",
+        "True",
+    ),
+    Mutant(
+        "a repair leaves a damaged volume open to writes",
+        "check.py",
+        "row._replace(state=VolumeState.QUARANTINED)",
+        "row",
     ),
 )
 

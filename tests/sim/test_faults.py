@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from cordwood.engine import CordwoodError, Store, errors
+from cordwood.engine import CordwoodError, Store, check_store, errors
 from cordwood.engine.format import HEADER_SIZE, RecordType
+from cordwood.engine.scrub import Scrubber
 from cordwood.engine.volume import volume_id_of
 from tests.engine.support import flip, records_of
-from tests.sim.crash import recover, scratch_directory
+from tests.sim.crash import quarantined, recover, scratch_directory
 from tests.sim.faulty_fs import FaultyFileSystem, watching_index
 from tests.sim.model import FARTHER, Model
 from tests.sim.rules import OPTIONS, Step, World, observe
@@ -231,6 +232,48 @@ def test_a_rotten_head_is_never_believed(finished: tuple[Path, Model]) -> None:
             )
             with Store.open(copy, **OPTIONS) as store:
                 read_everything(store, model)
+
+
+def test_a_rotten_record_is_found_by_scrub_and_fsck_named_and_repaired_without_loss_of_a_name(
+    finished: tuple[Path, Model], long_run: bool
+) -> None:
+    path, model = finished
+    records = [
+        (file.path.name, record.header)
+        for file, record in records_of(path)
+        if record.header.type in (RecordType.OBJECT, RecordType.CHUNK, RecordType.ATTRS)
+    ]
+    rng = random.Random(11)
+    names = {(bucket, key) for bucket, about in model.buckets.items() for key in about.keys}
+    named = 0
+    for name, header in rng.sample(records, len(records) if long_run else 8):
+        with scratch_directory() as top:
+            copy = top / "store"
+            shutil.copytree(path, copy)
+            used = header.head_length + header.body_length
+            flip(copy / "volumes" / name, header.offset + HEADER_SIZE + rng.randrange(used))
+            where = (volume_id_of(name), header.offset)
+            report = check_store(copy, data=True, map_size=OPTIONS["map_size"])
+            assert any(str(each.where).endswith(f"offset {header.offset}") for each in report.problems)
+            with Store.open(copy, **OPTIONS) as store:
+                bad = Scrubber(store._core).run_cycle().bad
+                assert [(each.volume, each.offset) for each in bad] == [where]
+                is_named = bad[0].name != "nothing that lives"
+                named += is_named
+                is_active = name == volumes_of(copy)[-1].name
+                assert is_active or not is_named or quarantined(store) == [where[0]]
+            repaired = check_store(copy, data=True, repair=True, map_size=OPTIONS["map_size"])
+            assert repaired.uncorrected, "bytes that are gone cannot be brought back"
+            with Store.open(copy, **OPTIONS) as store:
+                good, _ = read_everything(store, model)
+                assert good and quarantined(store) == [where[0]]
+                listed = {
+                    (bucket.name, entry.key)
+                    for bucket in store.list_buckets()
+                    for entry in store.list_versions(bucket.name, max_keys=1000).entries
+                }
+                assert listed == names, "a repair keeps the names of what it cannot bring back"
+    assert named >= 2
 
 
 def test_a_read_from_the_wrong_place_is_noticed(finished: tuple[Path, Model]) -> None:
