@@ -11,12 +11,15 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from cordwood.engine import BucketInfo, Conditions, ObjectEntry, Outbox, Store, errors
+from cordwood.engine import BucketInfo, Conditions, DeleteResult, ObjectEntry, Outbox, Store, errors
 from cordwood.server.lifecycle import DAY_MS, LIFECYCLE, Rule, after, compiled
+from cordwood.server.log_record import LOGGING, Record, entry_of
+from cordwood.server.log_spool import SPOOL, LogSpool
 from cordwood.server.notifications import NOTIFICATION, Occasion, messages, removed
 
 log = logging.getLogger("cordwood.lifecycle")
@@ -57,6 +60,7 @@ class LifecycleWorker:
     ) -> None:
         self._store = store
         self._outbox = Outbox(store)
+        self._spool = LogSpool(store.path / SPOOL)
         self._region = region
         self._targets = targets
         self._day_ms = day_ms
@@ -69,14 +73,17 @@ class LifecycleWorker:
         """One walk over all buckets with rules."""
         self._report = LifecycleReport()
         self._now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-        for bucket in self._store.list_buckets():
-            configuration = bucket.attrs.get(LIFECYCLE)
-            if configuration is None or self._should_stop():
-                continue
-            try:
-                self._run_bucket(bucket, compiled(configuration))
-            except errors.BucketNotFound:
-                continue  # it went while we looked
+        try:
+            for bucket in self._store.list_buckets():
+                configuration = bucket.attrs.get(LIFECYCLE)
+                if configuration is None or self._should_stop():
+                    continue
+                try:
+                    self._run_bucket(bucket, compiled(configuration))
+                except errors.BucketNotFound:
+                    continue  # it went while we looked
+        finally:
+            self._spool.close()  # the workers deliver what is in it
         return self._report
 
     def _run_bucket(self, info: BucketInfo, rules: list[Rule]) -> None:
@@ -178,9 +185,12 @@ class LifecycleWorker:
     def _remove(self, info: BucketInfo, batch: list[Removal]) -> None:
         if not batch or self._dry_run:
             return
-        for result in self._announcing(info, batch).delete_many(info.name, batch):
-            if isinstance(result, errors.CordwoodError):
-                self._report.kept += 1
+        results = self._announcing(info, batch).delete_many(info.name, batch)
+        self._report.kept += sum(isinstance(result, errors.CordwoodError) for result in results)
+        if LOGGING in info.attrs:
+            for removal, result in zip(batch, results, strict=True):
+                if isinstance(result, DeleteResult):
+                    self._spool.append(entry_of(info.name, info.attrs, _record(info, removal, result)))
 
     def _announcing(self, info: BucketInfo, batch: list[Removal]) -> Store:
         """The store, with messages about the removals where the bucket's configuration wants them."""
@@ -227,3 +237,23 @@ class LifecycleWorker:
             if not page.truncated:
                 return
             key_marker, upload_marker = page.next_key_marker or "", page.next_upload_id_marker or ""
+
+
+def _record(info: BucketInfo, removal: Removal, result: DeleteResult) -> Record:
+    """For the access log of the bucket, as AWS writes down what lifecycle rules do."""
+    key, version_id, _ = removal
+    is_marker = version_id is None and result.is_delete_marker
+    return Record(
+        owner_id=info.attrs.get("owner", {"id": ""})["id"],
+        bucket=info.name,
+        time_s=time.time(),
+        address="",
+        requester="AmazonS3",
+        request_id=secrets.token_hex(8).upper(),
+        operation="S3.CREATE.DELETEMARKER" if is_marker else "S3.EXPIRE.OBJECT",
+        key=key,
+        request_line="",
+        status=None,
+        total_ms=None,
+        version_id=result.version_id or "",
+    )

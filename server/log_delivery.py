@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from cordwood.engine import BucketInfo, Store, errors
 from cordwood.server.acl import Grant, dumped, private
-from cordwood.server.log_record import EVENT_TIME, SIMPLE, Destination, may_deliver
-from cordwood.server.log_spool import Entry, LogSpool
+from cordwood.server.log_record import EVENT_TIME, SIMPLE, Destination, Entry, may_deliver
+from cordwood.server.log_spool import LogSpool
 from cordwood.server.wire.checksums import hasher
 
 log = logging.getLogger("cordwood.log_delivery")

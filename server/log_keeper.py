@@ -20,8 +20,8 @@ from cordwood.engine import errors as engine_errors
 from cordwood.server.bridge import Bridge
 from cordwood.server.gate import Demand, Gate
 from cordwood.server.log_delivery import LogDelivery
-from cordwood.server.log_record import LOGGING, Destination, Record, operation_name
-from cordwood.server.log_spool import Entry, LogSpool
+from cordwood.server.log_record import LOGGING, Record, entry_of, operation_name
+from cordwood.server.log_spool import SPOOL, LogSpool
 from cordwood.server.wire.errors import S3Error, render_error
 from cordwood.server.wire.message import Body, PeerInfo, RequestHead, Response, Span, Spans
 from cordwood.server.wire.route import Route
@@ -38,7 +38,7 @@ class LogKeeper:
         self._store = store
         self._bridge = bridge
         self._gate = gate
-        self._spool = LogSpool(store.path / "access-logs")
+        self._spool = LogSpool(store.path / SPOOL)
         self._delivery = LogDelivery(store, self._spool, region)
         self._is_full = trio.Event()
 
@@ -117,18 +117,7 @@ class LogKeeper:
 
     def write(self, info: BucketInfo, record: Record) -> None:
         """Keep a finished record."""
-        destination = Destination.loaded(info.attrs[LOGGING])
-        entry = Entry(
-            destination.bucket,
-            destination.prefix,
-            destination.key_format,
-            destination.grants,
-            info.name,
-            record.owner_id,
-            int(record.time_s * 1000),
-            record.line(),
-        )
-        if self._spool.append(entry):
+        if self._spool.append(entry_of(info.name, info.attrs, record)):
             self._is_full.set()
 
 

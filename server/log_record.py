@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import quote
 
+import msgspec
+
 from cordwood.server.acl import LOG_DELIVERY, loaded
 from cordwood.server.policy import Principal, cached, evaluate
 
@@ -89,6 +91,19 @@ def may_deliver(
     return "FULL_CONTROL" in granted or {"WRITE", "READ_ACP"} <= granted
 
 
+class Entry(msgspec.Struct, array_like=True, frozen=True):
+    """One record and where it goes. `key_format` and `grants` as in Destination."""
+
+    bucket: str
+    prefix: str
+    key_format: str
+    grants: tuple[tuple[str, str], ...]
+    source: str
+    source_owner_id: str
+    time_ms: int
+    line: str
+
+
 # --- records -------------------------------------------------------------------------------------------------
 
 
@@ -105,11 +120,11 @@ class Record:
     operation: str
     key: str
     request_line: str
-    status: int
+    status: int | None
     error_code: str = ""
     bytes_sent: int = 0
     object_size: int | None = None
-    total_ms: int = 0
+    total_ms: int | None = 0
     turnaround_ms: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     version_id: str = ""
@@ -134,11 +149,11 @@ class Record:
             _word(self.operation),
             quote(self.key, safe="/*") or "-",
             _quoted(_SECRETS.sub(r"\1...", self.request_line)),
-            str(self.status),
+            _number(self.status),
             _word(self.error_code),
             str(self.bytes_sent or "-"),
             _number(self.object_size),
-            str(self.total_ms),
+            _number(self.total_ms),
             _number(self.turnaround_ms),
             _quoted(_SECRETS.sub(r"\1...", self.headers.get("referer", ""))),
             _quoted(self.headers.get("user-agent", "")),
@@ -154,6 +169,21 @@ class Record:
             "-",
         )
         return " ".join(fields)
+
+
+def entry_of(bucket: str, attrs: Mapping[str, Any], record: Record) -> Entry:
+    """What is kept of a record about a bucket that is logged."""
+    destination = Destination.loaded(attrs[LOGGING])
+    return Entry(
+        destination.bucket,
+        destination.prefix,
+        destination.key_format,
+        destination.grants,
+        bucket,
+        record.owner_id,
+        int(record.time_s * 1000),
+        record.line(),
+    )
 
 
 _SECRETS: Final = re.compile(r"((?:x-amz-signature|x-amz-security-token|signature)=)[^& ]*", re.IGNORECASE)

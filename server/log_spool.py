@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import stat
 import threading
 import time
 from dataclasses import dataclass
@@ -21,23 +22,14 @@ from typing import Final
 
 import msgspec
 
+from cordwood.server.log_record import Entry
+
 log = logging.getLogger("cordwood.log_delivery")
 
 ROTATE_BYTES: Final = 8 << 20
+SPOOL: Final = "access-logs"
+"""The folder of the spool in the directory of a store."""
 _SUFFIX: Final = ".spool"
-
-
-class Entry(msgspec.Struct, array_like=True, frozen=True):
-    """One record and where it goes. `key_format` and `grants` as in log_record.Destination."""
-
-    bucket: str
-    prefix: str
-    key_format: str
-    grants: tuple[tuple[str, str], ...]
-    source: str
-    source_owner_id: str
-    time_ms: int
-    line: str
 
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -133,7 +125,9 @@ class LogSpool:
     def _begin(self) -> Spooled:
         self._directory.mkdir(mode=0o700, exist_ok=True)
         path = self._directory / f"{time.time_ns():016x}-{os.getpid()}{_SUFFIX}"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(
+            path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
         # Between the two calls somebody may have adopted the empty file: then he removes it, and we write to nowhere.
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink == 0:
@@ -143,8 +137,11 @@ class LogSpool:
 
     def _adopt(self, path: Path) -> Spooled | None:
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return None  # it was delivered just now, or is nothing that a process of ours made
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
             return None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

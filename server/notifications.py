@@ -110,7 +110,7 @@ def created(event: str) -> Tell:
     return tell
 
 
-def renamed(source: str, *, keeps_versions: bool) -> Tell:
+def renamed(source: str, keeps_versions: bool) -> Tell:
     """An object got another key; the result is its ObjectInfo there."""
 
     def tell(info: ObjectInfo) -> Iterable[Change]:
@@ -120,7 +120,7 @@ def renamed(source: str, *, keeps_versions: bool) -> Tell:
     return tell
 
 
-def removed(wanted: Sequence[tuple[str, str | None]], *, family: str = "ObjectRemoved") -> Tell:
+def removed(wanted: Sequence[tuple[str, str | None]], family: str = "ObjectRemoved") -> Tell:
     """Objects or versions were deleted: (key, version id) of each; the result is a DeleteResult, or a list with one (or
     the reason of a refusal) for each."""
 

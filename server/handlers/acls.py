@@ -155,7 +155,7 @@ async def put_object_acl(request: Request) -> Response:
     acl = await _wanted(request, owner["ID"], bucket_owner_id)
     refuse_public(acl, info)
     attrs = {"acl": None if acl == private(owner["ID"]) else dumped(acl)}
-    store = request.announcing(touched("ObjectAcl:Put", request.key))
+    store = request.announcing(touched, "ObjectAcl:Put", request.key)
     await service.bridge.run(
         lambda: store.update_attrs(
             request.bucket, request.key, attrs, version_id=version_id or found.version_id

@@ -71,7 +71,7 @@ async def append_object(request: Request) -> Response:
             raise s3_error("EncryptionTypeMismatch", "Nothing can be appended to an encrypted object.")
         _check_silence(request)
     algorithm = _algorithm(before) or checks.algorithm or DEFAULT_ALGORITHM
-    writer = request.announcing(created("ObjectCreated:Put")).append_writer(
+    writer = request.announcing(created, "ObjectCreated:Put").append_writer(
         request.bucket,
         request.key,
         headers=system_headers(params),

@@ -191,7 +191,7 @@ def _copy(
     if algorithm is not None and algorithm not in original.checksums:
         checksums = {algorithm: checksum_of(store, source, algorithm, original.etag)}
         checksum_type = "FULL_OBJECT"
-    info = request.announcing(created("ObjectCreated:Copy")).copy(
+    info = request.announcing(created, "ObjectCreated:Copy").copy(
         source.bucket,
         source.key,
         request.bucket,

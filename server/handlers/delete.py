@@ -35,7 +35,7 @@ async def delete_object(request: Request) -> Response:
         params.get("IfMatch"), params.get("IfMatchLastModifiedTime"), params.get("IfMatchSize")
     )
     version_id = version_text(params)
-    future = request.announcing(removed([(request.key, version_id)])).delete_async(
+    future = request.announcing(removed, ((request.key, version_id),)).delete_async(
         request.bucket,
         request.key,
         version_id=version_id,
@@ -126,7 +126,7 @@ async def delete_objects(request: Request) -> Response:
         places.append(place)
     service = request.service
     bypass = may_bypass(request.params)
-    told = request.announcing(removed([(key, version_id) for key, version_id, _ in wanted]))
+    told = request.announcing(removed, [(key, version_id) for key, version_id, _ in wanted])
     results = await service.bridge.run(
         lambda: told.delete_many(request.bucket, wanted, bypass_governance=bypass)
     )

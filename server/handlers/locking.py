@@ -200,7 +200,7 @@ async def _set(request: Request, attrs: dict[str, Any], event: str | None = None
     """`event`: what is told of it, if anything is."""
     store, version_id = request.service.store, version_text(request.params)
     if event is not None:
-        store = request.announcing(touched(event, request.key))
+        store = request.announcing(touched, event, request.key)
     bypass = may_bypass(request.params)
     await request.service.bridge.run(
         lambda: store.update_attrs(

@@ -265,7 +265,7 @@ async def complete_multipart_upload(request: Request) -> Response:
             kind = ""
         else:
             checksums, kind = _object_checksums(store, request, upload, parts)
-        told = request.announcing(created("ObjectCreated:CompleteMultipartUpload"))
+        told = request.announcing(created, "ObjectCreated:CompleteMultipartUpload")
         info = told.complete_upload(
             request.bucket,
             request.key,

@@ -58,7 +58,7 @@ async def rename_object(request: Request) -> Response:
             request.decided_on(seen)
             request.confirm(info)
 
-    store = request.announcing(renamed(source, keeps_versions=request.has_versioning))
+    store = request.announcing(renamed, source, request.has_versioning)
     info = await request.service.bridge.run(
         lambda: store.rename_object(
             request.bucket,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVarTuple
 
 from cordwood.engine import BucketInfo, ObjectInfo, Outbox, Store
 from cordwood.server.bridge import Bridge
@@ -25,6 +25,8 @@ from cordwood.server.wire.message import Body, PeerInfo, RequestHead, Response
 from cordwood.server.wire.operations import ENUMS
 from cordwood.server.wire.route import OPERATION, Operation
 from cordwood.server.wire.sigv4 import Identity, Verified
+
+Ts = TypeVarTuple("Ts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +89,15 @@ class Request:
         self.watch = watch
         self._decided_on: ObjectInfo | None = None
 
-    def announcing(self, tell: Tell) -> Store:
-        """The store, for a change that `tell` puts into words: with messages to whoever the bucket's configuration has
-        hear of it, in the same commit."""
+    def announcing(self, telling: Callable[[*Ts], Tell], *about: *Ts) -> Store:
+        """The store, for a change that `telling(*about)` puts into words: with messages to whoever the bucket's
+        configuration has hear of it, in the same commit."""
         info = self.bucket_info
         configuration = info.attrs.get(NOTIFICATION) if info is not None else None
         service = self.service
         if info is None or configuration is None:
             return service.store
+        tell = telling(*about)
         identity = self.verified.identity
         occasion = Occasion(
             info.name,

@@ -129,7 +129,7 @@ async def delete_object_tagging(request: Request) -> Response:
 
 async def _set(request: Request, tags: dict[str, str] | None) -> Response:
     event = "ObjectTagging:Put" if tags else "ObjectTagging:Delete"
-    store, version_id = request.announcing(touched(event, request.key)), version_text(request.params)
+    store, version_id = request.announcing(touched, event, request.key), version_text(request.params)
     info = await request.service.bridge.run(
         lambda: store.update_attrs(request.bucket, request.key, {TAGS: tags}, version_id=version_id)
     )

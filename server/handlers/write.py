@@ -34,7 +34,7 @@ async def put_object(request: Request) -> Response:
     checks = integrity(request)
     conditions = write_conditions(params)
     event = "ObjectCreated:Post" if request.head.method == "POST" else "ObjectCreated:Put"
-    writer = request.announcing(created(event)).writer(
+    writer = request.announcing(created, event).writer(
         request.bucket,
         request.key,
         headers=system_headers(params),

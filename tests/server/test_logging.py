@@ -15,9 +15,11 @@ import pytest
 from botocore.exceptions import ClientError
 
 from cordwood.engine import Store, errors
+from cordwood.server.lifecycle import DAY_MS
+from cordwood.server.lifecycle_worker import LifecycleWorker
 from cordwood.server.log_delivery import LogDelivery
-from cordwood.server.log_record import Destination, Record, may_deliver
-from cordwood.server.log_spool import Entry, LogSpool
+from cordwood.server.log_record import Destination, Entry, Record, may_deliver
+from cordwood.server.log_spool import LogSpool
 from tests.server.conftest import ALICE, BOB, LiveServer
 
 DELIVERY = "http://acs.amazonaws.com/groups/s3/LogDelivery"
@@ -358,6 +360,24 @@ def test_no_client_can_forge_a_record_or_leave_a_credential_in_one(logged: Any, 
     assert "\n" not in line
     assert "abc" not in line
     assert "def" not in line
+
+
+def test_what_lifecycle_rules_remove_is_recorded(logged: Any, server: LiveServer, store: Store) -> None:
+    rules = [{"Status": "Enabled", "Filter": {}, "Expiration": {"Days": 1}}]
+    logged.put_bucket_lifecycle_configuration(Bucket="bkt", LifecycleConfiguration={"Rules": rules})
+    logged.put_object(Bucket="bkt", Key="plain")
+    worker = LifecycleWorker(store)
+    later_ms = time.time_ns() // 1_000_000 + 3 * DAY_MS
+    worker.run(later_ms)
+    logged.put_bucket_versioning(Bucket="bkt", VersioningConfiguration={"Status": "Enabled"})
+    version = logged.put_object(Bucket="bkt", Key="kept")["VersionId"]
+    worker.run(later_ms)
+    found = records(server, logged)
+    plain, marked = only(found, "S3.EXPIRE.OBJECT"), only(found, "S3.CREATE.DELETEMARKER")
+    assert (plain["key"], plain["requester"], plain["address"]) == ("plain", "AmazonS3", "-")
+    assert (plain["status"], plain["request"], plain["total"]) == ("-", '"-"', "-")
+    assert marked["key"] == "kept"
+    assert marked["version"] not in ("-", version)
 
 
 # --- delivery -----------------------------------------------------------------------------------------------------
