@@ -290,7 +290,10 @@ class Settings:
         unit="count",
     )
     torrent_tracker: str = _setting(
-        "", http_url, "announce URL of the tracker in the torrents of objects", shown="(none)"
+        "",
+        http_url,
+        "announce URL of a tracker; with it objects have torrents (GetObjectTorrent)",
+        shown="(none)",
     )
     scrub_days: float = _setting(
         30.0, number_between(0, 36500), "everything is read and verified once in so many days; 0: never",

@@ -43,7 +43,7 @@ class Service:
     targets: frozenset[str]
     """The ARNs that event notifications can go to."""
     torrent_tracker: str
-    """The announce URL of torrents; "" for none."""
+    """The announce URL of torrents; "" where there are none."""
     buffers: Buffers = field(default_factory=Buffers)
 
 

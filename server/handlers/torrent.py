@@ -3,7 +3,7 @@
 Must not know: trackers, peers.
 Invariants:
 * The same object gives the same `info`, and so the same info hash, at every request.
-* Nothing is promised that is not there: the tracker is the operator's own, if there is one, and the object's own
+* Nothing is promised that is not there: without a tracker of the operator's there are no torrents; and the object's own
   address is named as a source over HTTP (BEP 19), for whoever may read there without a signature.
 
 Source: GetObjectTorrent, Amazon S3 API Reference; BEP 3 (the format), BEP 19 (web seeds).
@@ -28,14 +28,18 @@ _MOST_PIECES: Final = 1500
 @handles("GetObjectTorrent")
 async def get_object_torrent(request: Request) -> Response:
     service = request.service
+    if not service.torrent_tracker:
+        raise s3_error("NoSuchKey", "This server has no tracker, and so no torrents.", key=request.key)
     scheme = "https" if request.is_tls else "http"
     path = request.head.raw_path.decode("latin-1")
     seed = f"{scheme}://{request.head.headers.get('host', '')}{path}"
 
     def make() -> bytes:
-        torrent: dict[bytes, Any] = {b"info": _info(service.store, request), b"url-list": seed.encode()}
-        if service.torrent_tracker:
-            torrent[b"announce"] = service.torrent_tracker.encode()
+        torrent = {
+            b"announce": service.torrent_tracker.encode(),
+            b"info": _info(service.store, request),
+            b"url-list": seed.encode(),
+        }
         return bencoded(torrent)
 
     body = await service.bridge.run(make)

@@ -73,14 +73,16 @@ def test_a_torrent_lists_the_pieces_of_the_object_and_where_it_is(
     assert bencoded(info) == bencoded(torrent(s3, "a/b c.bin")[b"info"])
 
 
-def test_a_torrent_has_no_tracker_where_none_is_set(store: Store) -> None:
+def test_without_a_tracker_there_are_no_torrents(store: Store) -> None:
     live = LiveServer(store)
     live.start()
     try:
         s3 = live.client()
         s3.create_bucket(Bucket="bkt")
         s3.put_object(Bucket="bkt", Key="k", Body=b"x")
-        assert b"announce" not in torrent(s3, "k")
+        with pytest.raises(ClientError) as refused:
+            torrent(s3, "k")
+        assert refused.value.response["Error"]["Code"] == "NoSuchKey"
     finally:
         live.stop()
 
