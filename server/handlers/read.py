@@ -186,10 +186,12 @@ def _add_what_was_asked_for(
 
 
 async def _stream(bridge: Bridge, reader: ObjectReader) -> AsyncIterator[bytes]:
-    """Blocks for a connection whose bytes must pass through us (TLS)."""
+    """Blocks for a connection whose bytes must pass through us. While one is sent, a thread makes the next."""
     blocks = iter(reader)
-    while True:
-        block = await bridge.run(next, blocks, None)
-        if block is None:
-            return
-        yield block
+    job = bridge.submit(next, blocks, None)
+    try:
+        while (block := await bridge.wait(job)) is not None:
+            job = bridge.submit(next, blocks, None)
+            yield block
+    finally:
+        await bridge.join(job)

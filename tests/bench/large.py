@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import os
 import random
 import re
-import resource
 import shutil
 import socket
 import subprocess
@@ -24,7 +22,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +31,7 @@ from cordwood.cli.common import make_client
 from cordwood.cli.load import Prepared, Tally, run
 from cordwood.cli.s3 import S3, Part, Upload
 from cordwood.cli.uri import S3Uri
+from tests.bench.limits import bare_put
 from tests.bench.neighbours import ACCESS_KEY, SECRET_KEY, free_port, known_server
 
 _BUCKET = "large"
@@ -171,6 +169,13 @@ def _start_nginx(base: Path, workers: int, size: int) -> Server | None:
     return Server([program, "-p", str(base), "-c", str(config)], port, base / "nginx.log", {})
 
 
+def _start_receiver(base: Path) -> Server:
+    port = free_port()
+    (base / "received").mkdir()
+    command = [sys.executable, "-m", "tests.bench.limits", str(port), str(base / "received")]
+    return Server(command, port, base / "receiver.log", {})
+
+
 def _client(server: Server) -> Client:
     return make_client(f"http://127.0.0.1:{server.port}", ACCESS_KEY, SECRET_KEY, "us-east-1", None, False)
 
@@ -211,33 +216,7 @@ def _figure(tally: Tally, requests: list[Prepared], server_cpu_s: float) -> Figu
 
 
 def _bare_put(directory: Path, streams: int, size: int) -> Figure:
-    """MD5 and appends, overlapped, and one sync: as fast as a store can be that must have an MD5 and be durable."""
-    filler = os.urandom(_MIB)
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    began_s = time.perf_counter()
-    path = directory / "bare"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-
-    def digest() -> None:
-        md5 = hashlib.md5(usedforsecurity=False)
-        for _ in range(size // _MIB):
-            md5.update(filler)
-
-    def append(number: int) -> None:
-        for at in range(number * size, (number + 1) * size, _MIB):
-            os.pwrite(fd, filler, at)
-
-    with ThreadPoolExecutor(2 * streams) as pool:
-        running = [pool.submit(digest) for _ in range(streams)]
-        running += [pool.submit(append, number) for number in range(streams)]
-        for each in running:
-            each.result()
-    os.fdatasync(fd)
-    took_s = time.perf_counter() - began_s
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    cpu_s = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
-    os.close(fd)
-    path.unlink()
+    took_s, cpu_s = bare_put(directory, streams, size)
     return Figure(took_s, streams * size, streams, cpu_s, 0.0)
 
 
@@ -311,6 +290,7 @@ class Bench:
     ours: Server
     others: dict[str, Server]
     nginx: Server | None
+    receiver: Server
     size: int
     rounds: int
     seconds: float
@@ -323,29 +303,32 @@ class Bench:
         numbers = iter(range(1_000_000))
 
         def put(server: Server) -> Figure:
-            return _measure(
-                server, [_request(_client(server), "PUT", f"put{next(numbers)}", size=self.size)], 1
-            )
+            request = _request(_client(server), "PUT", f"put{next(numbers)}", size=self.size)
+            return _measure(server, [request], 1)
 
         def parts(server: Server) -> Figure:
-            return _multipart(server, f"parts{next(numbers)}", self.size // _PARTS)
+            return _multipart(server, f"parts{next(numbers)}", part_size)
 
-        mib = self.size // _MIB
-        self._table(
-            f"PUT {mib} MiB, one stream",
-            put,
-            ("MD5 and the disk", lambda: _bare_put(self.base, 1, self.size)),
-        )
-        limit = ("MD5 and the disk", lambda: _bare_put(self.base, _PARTS, self.size // _PARTS))
-        self._table(f"multipart, {_PARTS} x {mib // _PARTS} MiB at once", parts, limit)
+        mib, part_size = self.size // _MIB, self.size // _PARTS
+        limits = {
+            "MD5 and the disk": lambda: _bare_put(self.base, 1, self.size),
+            "the same, received": lambda: put(self.receiver),
+        }
+        self._table(f"PUT {mib} MiB, one stream", put, limits)
+        request = _request(_client(self.receiver), "PUT", "x", size=part_size)
+        limits = {
+            "MD5 and the disk": lambda: _bare_put(self.base, _PARTS, part_size),
+            "the same, received": lambda: _measure(self.receiver, [request] * _PARTS, _PARTS),
+        }
+        self._table(f"multipart, {_PARTS} x {mib // _PARTS} MiB at once", parts, limits)
 
     def gets(self, streams: int) -> None:
         def get(server: Server) -> Figure:
             return _measure(server, [_request(_client(server), "GET", "object")] * max(streams, 2), streams)
 
         nginx = self.nginx
-        limit = None if nginx is None else ("nginx, sendfile", lambda: get(nginx))
-        self._table(f"GET {self.size // _MIB} MiB, {streams} streams", get, limit)
+        limits = {} if nginx is None else {"nginx, sendfile": lambda: get(nginx)}
+        self._table(f"GET {self.size // _MIB} MiB, {streams} streams", get, limits)
 
     def ranges(self, connections: int) -> None:
         picker = random.Random(4)
@@ -359,16 +342,16 @@ class Bench:
             requests = [_request(client, "GET", "wide", more=text) for text in texts]
             return _measure(server, requests, connections, seconds=self.seconds, repeats=True)
 
-        self._table(f"GET 4 KiB ranges of {4 * self.size // _MIB} MiB, {connections} connections", get, None)
+        self._table(f"GET 4 KiB ranges of {4 * self.size // _MIB} MiB, {connections} connections", get, {})
 
     def _table(
-        self, title: str, ours: Callable[[Server], Figure], limit: tuple[str, Callable[[], Figure]] | None
+        self, title: str, ours: Callable[[Server], Figure], limits: dict[str, Callable[[], Figure]]
     ) -> None:
         print(title)
         found: dict[str, list[Figure]] = {}
         for _ in range(self.rounds):
-            if limit is not None:
-                found.setdefault(limit[0], []).append(limit[1]())
+            for name, limit in limits.items():
+                found.setdefault(name, []).append(limit())
             for name, server in self.s3_servers().items():
                 found.setdefault(name, []).append(ours(server))
         medians = {name: sorted(figures, key=lambda each: each.wall_s / each.count)[len(figures) // 2]
@@ -462,7 +445,9 @@ def main() -> None:
             time.sleep(3)  # some listen before they can serve
         nginx = _start_nginx(base, options.workers, size)
         servers += [nginx] if nginx is not None else []
-        bench = Bench(base, ours, others, nginx, size, options.rounds, options.seconds)
+        receiver = _start_receiver(base)
+        servers.append(receiver)
+        bench = Bench(base, ours, others, nginx, receiver, size, options.rounds, options.seconds)
         for server in bench.s3_servers().values():
             _fill(server, size)
         if "put" in rows:
