@@ -32,6 +32,7 @@ _ROUND_S = 10.0
 _NICE = 10
 _MIN_DEAD_BYTES = 10 << 20
 _DAY_S = 86400.0
+_RETRY_S = 600.0
 
 
 def maintain(settings: Settings, child: Child) -> int:
@@ -46,7 +47,7 @@ def maintain(settings: Settings, child: Child) -> int:
             settings.dir, durability=settings.durability, volume_size=settings.volume_size
         ) as store:
             child.ready()
-            _Loop(settings, store, stop).run()
+            Loop(settings, store, stop).run()
     except errors.CordwoodError as error:
         child.cannot_start(str(error))
         return 1
@@ -88,7 +89,9 @@ class _Due:
         return time.monotonic() >= self.at_s
 
 
-class _Loop:
+class Loop:
+    """What is done when. Its parts are for tests; `run` is all of it."""
+
     def __init__(self, settings: Settings, store: Maintenance, stop: _Stop) -> None:
         self._settings = settings
         self._store = store
@@ -111,7 +114,7 @@ class _Loop:
     def run(self) -> None:
         while not self._stop.wait(min(_ROUND_S, self._settings.lifecycle_interval)):
             self._try(self._expire_if_due)
-            self._try(self._compact_if_due)
+            self._try(self.compact_if_due)
             self._try(self._scrub)
             self._store.release_removed()
         self._try(self._scrubber.save)
@@ -141,24 +144,25 @@ class _Loop:
                 report.kept,
             )
 
-    def _compact_if_due(self) -> None:
+    def compact_if_due(self) -> None:
+        """Aborts abandoned uploads and compacts, if the interval is over or the hour of the daily full run has come."""
         settings = self._settings
         if not settings.compaction_enabled:
             return
         is_full = bool(settings.compaction_full_time) and self._full.is_now()
         if not is_full and not self._compaction.is_now():
             return
-        self._compaction.at_s = time.monotonic() + settings.compaction_interval_hours * 3600
+        now_s = time.monotonic()
+        self._compaction.at_s = now_s + settings.compaction_interval_hours * 3600
         if is_full:
-            self._full.at_s = time.monotonic() + seconds_until(
-                settings.compaction_full_time, time.time() + 60
-            )
+            self._full.at_s = now_s + _RETRY_S  # in case that this one fails: a day would be long
         if settings.compaction_multipart_ttl_secs:
             aborted = self._store.abort_abandoned(
                 settings.compaction_multipart_ttl_secs, dry_run=settings.compaction_dry_run
             )
             if aborted:
-                log.info("%d abandoned multipart uploads aborted", len(aborted))
+                would = "would be " if settings.compaction_dry_run else ""
+                log.info("%d abandoned multipart uploads %saborted", len(aborted), would)
         policy = CompactionPolicy(
             threshold=settings.compaction_threshold,
             min_dead_bytes=_MIN_DEAD_BYTES,
@@ -169,6 +173,8 @@ class _Loop:
             volume_size=settings.volume_size,
         )
         report = self._store.compact(policy, should_stop=self._stop)
+        if is_full:
+            self._full.at_s = now_s + seconds_until(settings.compaction_full_time, time.time() + 60)
         if report.victims:
             log.info(
                 "compaction: %d volumes %s, %d bytes reclaimed, %d records copied in %.1f s",
