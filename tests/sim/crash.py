@@ -187,6 +187,7 @@ def placeless(dump: dict[str, Any]) -> dict[str, Any]:
         ],
         "uploads": [(key, row._replace(place=NO_PLACE)) for key, row in dump["uploads"]],
         "parts": [(key, row._replace(place=NO_PLACE)) for key, row in dump["parts"]],
+        "attrs": [(key, row._replace(place=NO_PLACE)) for key, row in dump["attrs"]],
     }
 
 
