@@ -1,4 +1,4 @@
-"""Listings over HTTP against a model of them, a few lines that say what S3's documents say, by random keys and requests.
+"""Listings over HTTP against a model of them, a few lines that say what S3 documents, by random keys and requests.
 
 Invariant of the model: what a listing can show are keys and common prefixes, in byte order of their names, greater than
 where it starts; each page is the next so many of these.
