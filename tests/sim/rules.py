@@ -531,7 +531,8 @@ class World:
     def do_compact_alone(self, real: int) -> None:
         if real:
             self.store.close()
-            compact(self.path, self._policy(), fs=self.fs, map_size=self.options["map_size"])
+            report = compact(self.path, self._policy(), fs=self.fs, map_size=self.options["map_size"])
+            assert not report.lost and not report.quarantined and not report.kept, report
             self.store = self.open()
 
     def _policy(self) -> CompactionPolicy:
@@ -540,6 +541,7 @@ class World:
     def _compact(self, core: Core) -> None:
         report = Compactor(core, self._policy()).run()
         assert not report.lost and not report.quarantined
+        assert not report.kept, f"something dead keeps its volume: {report.kept}"
 
     def do_scrub(self, real: int) -> None:
         """Everything that was written reads as it was written."""
