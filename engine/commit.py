@@ -29,7 +29,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from cordwood.engine.appender import Appender
 from cordwood.engine.apply import Applier
 from cordwood.engine.clock import tick
-from cordwood.engine.errors import Closed, CordwoodError, Full, ReadOnly
+from cordwood.engine.errors import Closed, CordwoodError, Corrupt, Full, ReadOnly
 from cordwood.engine.format import (
     TYPE_OF_HEAD,
     ChunkRef,
@@ -231,7 +231,10 @@ class Commits(Protocol):
 
 
 class Committer:
-    """Takes operations from any thread and commits them in batches, on its own thread or on a waiting caller's."""
+    """Takes operations from any thread and commits them in batches, on its own thread or on a waiting caller's.
+
+    `sync_others` makes durable what a batch may rest on in volumes other than this process's own one.
+    """
 
     def __init__(
         self,
@@ -241,8 +244,10 @@ class Committer:
         health: Health,
         *,
         sync: bool,
+        sync_others: Callable[[Txn, int], None] | None = None,
     ) -> None:
         self._index = index
+        self._sync_others = sync_others
         self._health = health
         self._appender = appender
         self._read_manifest = read_manifest
@@ -331,6 +336,11 @@ class Committer:
                     pending.complete(None, error)
             if freeing and len(freeing) < len(batch):
                 self._commit_batch(freeing)
+        except Corrupt as error:
+            if len(batch) == 1:
+                batch[0][1].complete(None, error)
+            for item in batch if len(batch) > 1 else ():
+                self._commit_batch([item])  # only the one that met it is to suffer
         except BaseException as error:
             answer: BaseException = error
             if not isinstance(error, CordwoodError):
@@ -371,6 +381,8 @@ class Committer:
         try:
             if self._sync:
                 active.sync()
+                if self._sync_others is not None:
+                    self._sync_others(txn, active.id)
             self._index.commit(txn)
         except BaseException as error:
             txn.raw.abort()
@@ -391,6 +403,8 @@ class Committer:
                 raise  # the index is full: a matter of the whole batch
             except CordwoodError as refused:
                 if len(decision.records) != first:
+                    if isinstance(refused, Corrupt):
+                        raise  # a row that its records touch is spoilt: what is applied of it must go
                     raise AssertionError(f"{operation!r} refused after it had written") from refused
                 return None, refused
             decision.close_transaction(first)

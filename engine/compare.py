@@ -10,11 +10,8 @@ Invariants:
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
-
-import msgspec
 
 from cordwood.engine.errors import Corrupt
 from cordwood.engine.format import CHUNK_ID_SIZE, chunk_record_length
@@ -35,7 +32,7 @@ from cordwood.engine.rows import (
 )
 from cordwood.engine.volume import Place, Volumes
 
-UNREADABLE = (struct.error, msgspec.DecodeError, ValueError, IndexError, TypeError, UnicodeDecodeError)
+UNREADABLE = (Corrupt, IndexError)
 
 
 class Difference(NamedTuple):

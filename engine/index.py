@@ -163,7 +163,7 @@ class Txn:
 
     def volume(self, volume: int) -> VolumeRow | None:
         row = self.get(volume_key(volume), self.tables.volumes)
-        return VolumeRow.unpack(row) if row else None
+        return VolumeRow.unpack(row) if row is not None else None
 
     def put_volume(self, volume: int, row: VolumeRow) -> None:
         self.put(volume_key(volume), row.pack(), self.tables.volumes)
@@ -177,7 +177,7 @@ class Txn:
         if not (name.isascii() and 0 < len(name) <= _BUCKET_NAME_MAX):
             return None  # no bucket has such a name, and LMDB would not take it as a key
         row = self.get(name.encode(), self.tables.buckets)
-        return BucketRow.unpack(row) if row else None
+        return BucketRow.unpack(row) if row is not None else None
 
     def buckets(self) -> Iterator[BucketRow]:
         for _, row in self.items(b"", self.tables.buckets):
@@ -185,23 +185,23 @@ class Txn:
 
     def directory(self, directory: int) -> DirectoryRow | None:
         row = self.get(id_key(directory), self.tables.directories)
-        return DirectoryRow.unpack(row) if row else None
+        return DirectoryRow.unpack(row) if row is not None else None
 
     def chunk(self, chunk_id: bytes) -> ChunkRow | None:
         row = self.get(chunk_id, self.tables.chunks)
-        return ChunkRow.unpack(row) if row else None
+        return ChunkRow.unpack(row) if row is not None else None
 
     def upload(self, bucket: int, upload: int) -> UploadRow | None:
         row = self.get(upload_key(bucket, upload), self.tables.uploads)
-        return UploadRow.unpack(row) if row else None
+        return UploadRow.unpack(row) if row is not None else None
 
     def part(self, upload: int, number: int) -> PartRow | None:
         row = self.get(part_key(upload, number), self.tables.parts)
-        return PartRow.unpack(row) if row else None
+        return PartRow.unpack(row) if row is not None else None
 
     def attrs(self, version: int) -> AttrsRow | None:
         row = self.get(id_key(version), self.tables.attrs)
-        return AttrsRow.unpack(row) if row else None
+        return AttrsRow.unpack(row) if row is not None else None
 
     def parts(self, upload: int, after: int = 0) -> Iterator[tuple[int, PartRow]]:
         prefix = id_key(upload)

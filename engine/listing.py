@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 from cordwood.engine import namespace
 from cordwood.engine.clock import milliseconds
+from cordwood.engine.errors import Corrupt
 from cordwood.engine.index import Txn
 from cordwood.engine.model import (
     Listing,
@@ -53,6 +54,10 @@ def _entry(key: str, row: ObjectRow, *, is_latest: bool = True) -> ObjectEntry:
     checksum_type = (
         "COMPOSITE" if flags & RowFlag.COMPOSITE else "FULL_OBJECT" if flags & RowFlag.FULL_OBJECT else ""
     )
+    if row.storage_class >= len(STORAGE_CLASSES):
+        raise Corrupt(
+            f"the index row of key {key!r} has no such storage class; `cordwood rebuild` makes a new index"
+        )
     return ObjectEntry(
         key,
         row.size,

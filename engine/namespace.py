@@ -22,8 +22,16 @@ from typing import Any
 
 from blake3 import blake3
 
+from cordwood.engine.errors import Corrupt
 from cordwood.engine.index import Txn
-from cordwood.engine.rows import Kind, RowFlag, id_key, pack_directory_entry, unpack_directory_entry
+from cordwood.engine.rows import (
+    OBJECT_ROW_SIZE,
+    Kind,
+    RowFlag,
+    id_key,
+    pack_directory_entry,
+    unpack_directory_entry,
+)
 
 PIECE_MAX = 480
 _CONTINUATION_ROW = bytes([Kind.CONTINUATION])
@@ -172,9 +180,11 @@ def walk(
             stack.pop()
             continue
         key, row = frame.cursor.item()
-        kind = row[0]
+        kind = row[0] if row else 0
         path = frame.path + key[len(frame.node) :]
         if kind == Kind.OBJECT:
+            if len(row) < OBJECT_ROW_SIZE:
+                raise _damaged(path)
             if path < bound:
                 continue
             if not path.startswith(prefix):
@@ -190,12 +200,20 @@ def walk(
         if kind == Kind.CONTINUATION:
             stack.append(_Frame(txn.cursor(entries), _continuation_node(key[:-1]), path))
             continue
+        if kind != Kind.DIRECTORY:
+            raise _damaged(path)
         directory = unpack_directory_entry(row)
         if collapse and len(path) > len(prefix):
             if path >= bound:
                 yield path, directory
             continue
         stack.append(_Frame(txn.cursor(entries), id_key(directory), path))
+
+
+def _damaged(path: bytes) -> Corrupt:
+    return Corrupt(
+        f"the index row of {path.decode(errors='replace')!r} cannot be read; `cordwood rebuild` makes a new index"
+    )
 
 
 def has_live_object(txn: Txn, directory: int) -> bool:

@@ -26,6 +26,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cordwood.engine.appender import Appender
@@ -36,9 +37,10 @@ from cordwood.engine.errors import Busy, CordwoodError, Corrupt, Full, StoreNotF
 from cordwood.engine.format import FORMAT_VERSION
 from cordwood.engine.fs import FULL_ERRNOS, REAL, FileSystem
 from cordwood.engine.health import Health
-from cordwood.engine.index import Index
+from cordwood.engine.index import Index, Txn
 from cordwood.engine.rebuild import Progress, RebuildReport, rebuild_index
 from cordwood.engine.recovery import Recovery
+from cordwood.engine.rows import VolumeState
 from cordwood.engine.volume import Volumes
 
 _log = logging.getLogger("cordwood.engine")
@@ -52,6 +54,7 @@ NEW_INDEX_NAME = "index.new"
 _OLD_INDEX_NAME = "index.old"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _RELAXED_INTERVAL_S = 1.0
+_UPKEEP_INTERVAL_S = 10.0
 DEFAULT_MAP_SIZE = 1 << 40
 
 _open_here: set[Path] = set()
@@ -92,17 +95,14 @@ class Session:
         self._lock = lock
         self._mark = mark
         self._stop = threading.Event()
-        self._timer: threading.Thread | None = None
-        if mark is not None:
-            self._timer = threading.Thread(target=self._sync_regularly, name="cordwood-sync", daemon=True)
-            self._timer.start()
+        self._timer = threading.Thread(target=self._keep_up, name="cordwood-upkeep", daemon=True)
+        self._timer.start()
 
     def close(self) -> None:
         core = self._core
         self._stop.set()
         try:
-            if self._timer is not None:
-                self._timer.join()
+            self._timer.join()
             if core.committer is not None and core.appender is not None:
                 core.committer.close()
                 if core.health.failure is None:
@@ -120,14 +120,21 @@ class Session:
             self._fs.close(self._lock)
             _forget_open(self._directory)
 
-    def _sync_regularly(self) -> None:
-        while not self._stop.wait(_RELAXED_INTERVAL_S):
+    def _keep_up(self) -> None:
+        """Now and then: lets go of volumes that a compaction removed, for their space comes back only when the last
+        process does; and in relaxed mode syncs."""
+        core = self._core
+        interval_s = _UPKEEP_INTERVAL_S if self._mark is None else _RELAXED_INTERVAL_S
+        while not self._stop.wait(interval_s):
+            core.volumes.forget_unlinked()
+            if self._mark is None:
+                continue
             try:
-                assert self._core.appender is not None
-                self._core.appender.sync()
-                self._core.index.sync()
+                assert core.appender is not None
+                core.appender.sync()
+                core.index.sync()
             except (OSError, CordwoodError) as error:
-                self._core.health.fail(f"sync failed: {error}")
+                core.health.fail(f"sync failed: {error}")
                 return
 
 
@@ -300,7 +307,12 @@ def _open_core(
     health = Health()
     appender = Appender(fs, volumes, health, recovery.claim, volume_size=options.volume_size)
     committer = Committer(
-        index, appender, lambda place: read_manifest(volumes, place), health, sync=options.strict
+        index,
+        appender,
+        lambda place: read_manifest(volumes, place),
+        health,
+        sync=options.strict,
+        sync_others=partial(_sync_relaxed, fs, directory, volumes),
     )
     return _core(fs, index, volumes, health, appender, committer, options), mark
 
@@ -351,6 +363,16 @@ def _boot_id(fs: FileSystem) -> bytes:
         return fs.read_small(_BOOT_ID).strip()
     except OSError:
         return b"unknown"
+
+
+def _sync_relaxed(fs: FileSystem, directory: Path, volumes: Volumes, txn: Txn, mine: int) -> None:
+    """Makes durable what other processes may have written without a sync. A directory that one of them made, or a chunk
+    that it wrote, must not be lost to a power cut under an object that was acknowledged as durable."""
+    if fs.size_of(directory / UNSYNCED_NAME) is None:
+        return
+    for volume, row in txn.volumes().items():
+        if row.state == VolumeState.ACTIVE and volume != mine:
+            volumes.sync(volume)
 
 
 def _take_mark(fs: FileSystem, directory: Path) -> int:

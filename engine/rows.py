@@ -16,11 +16,21 @@ from typing import NamedTuple
 
 import msgspec
 
+from cordwood.engine.errors import Corrupt
 from cordwood.engine.format import BucketHead
 from cordwood.engine.volume import Place
 
 _U64 = struct.Struct(">Q")
 NO_PLACE = Place(0, 0, 0)
+
+_UNREADABLE = (struct.error, msgspec.DecodeError, UnicodeDecodeError)
+
+
+def _damaged(what: str, error: Exception) -> Corrupt:
+    return Corrupt(
+        f"the index has {what} that cannot be read ({error}); `cordwood rebuild` makes a new index from the volumes"
+    )
+
 
 # --- rows -----------------------------------------------------------------------------------------------------
 
@@ -80,7 +90,8 @@ _GROUP = struct.Struct("<QQ")
 _NO_GROUP = (0, 0)
 _tuple = tuple.__new__  # what a NamedTuple's own __new__ ends in, without the call around it
 _ENTRY_ID = struct.Struct("<BQ")
-assert _OBJECT.size == 56
+OBJECT_ROW_SIZE = _OBJECT.size
+assert OBJECT_ROW_SIZE == 56
 
 
 class ObjectRow(NamedTuple):
@@ -113,9 +124,12 @@ class ObjectRow(NamedTuple):
 
     @staticmethod
     def unpack(row: bytes | memoryview) -> ObjectRow:
-        fields = _OBJECT.unpack_from(row)
-        group = _GROUP.unpack_from(row, _OBJECT.size) if fields[1] & RowFlag.GROUPED else _NO_GROUP
-        return _tuple(ObjectRow, fields[1:] + group)
+        try:
+            fields = _OBJECT.unpack_from(row)
+            group = _GROUP.unpack_from(row, _OBJECT.size) if fields[1] & RowFlag.GROUPED else _NO_GROUP
+            return _tuple(ObjectRow, fields[1:] + group)
+        except _UNREADABLE as error:
+            raise _damaged("an object's row", error) from None
 
     @property
     def place(self) -> Place:
@@ -142,7 +156,10 @@ def pack_directory_entry(directory: int) -> bytes:
 
 
 def unpack_directory_entry(row: bytes | memoryview) -> int:
-    directory: int = _ENTRY_ID.unpack_from(row)[1]
+    try:
+        directory: int = _ENTRY_ID.unpack_from(row)[1]
+    except struct.error as error:
+        raise _damaged("a directory's entry", error) from None
     return directory
 
 
@@ -161,8 +178,11 @@ class DirectoryRow(NamedTuple):
 
     @staticmethod
     def unpack(row: bytes | memoryview) -> DirectoryRow:
-        bucket, parent, clock, *place = _DIRECTORY.unpack_from(row)
-        return DirectoryRow(bucket, parent, clock, Place(*place), bytes(row[_DIRECTORY.size :]))
+        try:
+            bucket, parent, clock, *place = _DIRECTORY.unpack_from(row)
+            return DirectoryRow(bucket, parent, clock, Place(*place), bytes(row[_DIRECTORY.size :]))
+        except _UNREADABLE as error:
+            raise _damaged("a directory's row", error) from None
 
 
 _BUCKET = struct.Struct("<QIQI")
@@ -180,8 +200,11 @@ class BucketRow(NamedTuple):
     @staticmethod
     @lru_cache(maxsize=1024)
     def unpack(row: bytes) -> BucketRow:
-        clock, *place = _BUCKET.unpack_from(row)
-        return BucketRow(clock, Place(*place), _bucket_decoder.decode(row[_BUCKET.size :]))
+        try:
+            clock, *place = _BUCKET.unpack_from(row)
+            return BucketRow(clock, Place(*place), _bucket_decoder.decode(row[_BUCKET.size :]))
+        except _UNREADABLE as error:
+            raise _damaged("a bucket's row", error) from None
 
 
 _CHUNK = struct.Struct("<IQIQ")
@@ -200,7 +223,10 @@ class ChunkRow(NamedTuple):
 
     @staticmethod
     def unpack(row: bytes | memoryview) -> ChunkRow:
-        return ChunkRow(*_CHUNK.unpack(row))
+        try:
+            return ChunkRow(*_CHUNK.unpack(row))
+        except _UNREADABLE as error:
+            raise _damaged("a chunk's row", error) from None
 
 
 _UPLOAD = struct.Struct("<QIQI8s")
@@ -217,8 +243,11 @@ class UploadRow(NamedTuple):
 
     @staticmethod
     def unpack(row: bytes | memoryview) -> UploadRow:
-        clock, volume, offset, length, secret = _UPLOAD.unpack_from(row)
-        return UploadRow(clock, Place(volume, offset, length), secret, bytes(row[_UPLOAD.size :]))
+        try:
+            clock, volume, offset, length, secret = _UPLOAD.unpack_from(row)
+            return UploadRow(clock, Place(volume, offset, length), secret, bytes(row[_UPLOAD.size :]))
+        except _UNREADABLE as error:
+            raise _damaged("an upload's row", error) from None
 
 
 _PART = struct.Struct("<QIQIQ16s")
@@ -238,10 +267,13 @@ class PartRow(NamedTuple):
 
     @staticmethod
     def unpack(row: bytes | memoryview) -> PartRow:
-        clock, volume, offset, length, size, md5 = _PART.unpack_from(row)
-        rest = row[_PART.size :]
-        checksums = _checksums_decoder.decode(rest) if len(rest) else {}
-        return PartRow(clock, Place(volume, offset, length), size, md5, checksums)
+        try:
+            clock, volume, offset, length, size, md5 = _PART.unpack_from(row)
+            rest = row[_PART.size :]
+            checksums = _checksums_decoder.decode(rest) if len(rest) else {}
+            return PartRow(clock, Place(volume, offset, length), size, md5, checksums)
+        except _UNREADABLE as error:
+            raise _damaged("a part's row", error) from None
 
 
 _ATTRS = struct.Struct("<QIQIBBQ")
@@ -265,8 +297,11 @@ class AttrsRow(NamedTuple):
 
     @staticmethod
     def unpack(row: bytes | memoryview) -> AttrsRow:
-        clock, volume, offset, length, mode, hold, until_ms = _ATTRS.unpack(row)
-        return AttrsRow(clock, Place(volume, offset, length), mode, bool(hold), until_ms)
+        try:
+            clock, volume, offset, length, mode, hold, until_ms = _ATTRS.unpack(row)
+            return AttrsRow(clock, Place(volume, offset, length), mode, bool(hold), until_ms)
+        except _UNREADABLE as error:
+            raise _damaged("a row of attributes", error) from None
 
 
 class VolumeState:
@@ -297,7 +332,10 @@ class VolumeRow(NamedTuple):
 
     @staticmethod
     def unpack(row: bytes | memoryview) -> VolumeRow:
-        return VolumeRow(*_VOLUME.unpack(row))
+        try:
+            return VolumeRow(*_VOLUME.unpack(row))
+        except _UNREADABLE as error:
+            raise _damaged("a volume's row", error) from None
 
 
 # --- keys -----------------------------------------------------------------------------------------------------

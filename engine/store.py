@@ -31,6 +31,7 @@ from cordwood.engine.edits import Edits, retrying
 from cordwood.engine.errors import (
     BucketNotFound,
     Closed,
+    Conflict,
     CordwoodError,
     InvalidArgument,
 )
@@ -344,8 +345,11 @@ class Store(Edits, Multipart):
         checksum_type: str | None = None,
         storage_class: str | None = None,
         attrs: copying.Attrs | None = None,
+        seen: ObjectInfo | None = None,
     ) -> ObjectInfo:
         """Copies an object without moving its chunks. What is None is taken from the source, but never its lock.
+
+        With `seen`, what an earlier look at the source gave: Conflict if it has changed in any way since.
 
         What is encrypted is copied as it is stored. `attrs` may be made from what is copied, by a function.
         """
@@ -357,6 +361,8 @@ class Store(Edits, Multipart):
                 src_bucket, src_key, version_id=src_version_id, conditions=src_conditions
             ) as reader:
                 info = reader.info
+                if seen is not None and info != seen:
+                    raise Conflict(f"the source {src_key!r} was changed meanwhile; look at it again")
                 about = Description(
                     info.headers if headers is None else headers,
                     info.metadata if metadata is None else metadata,

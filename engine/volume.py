@@ -417,6 +417,10 @@ class Volumes:
         """The volume if it is open already."""
         return self._open.get(volume)
 
+    def sync(self, volume: int) -> None:
+        """Makes durable what any process has written to a volume. OSError when that fails, or when it is gone."""
+        self._fs.datasync(self.get(volume).fd)
+
     def forget(self, volume: int) -> None:
         """Drops the cached descriptor of a volume that is gone."""
         with self._lock:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
-from cordwood.engine import BucketInfo, ObjectInfo, Store
+from cordwood.engine import BucketInfo, ObjectInfo, Store, errors
 from cordwood.server.gate import Demand
 from cordwood.server.handlers.conditions import (
     NULL_VERSION,
@@ -42,6 +42,7 @@ SOURCE_CONDITIONS: Final = (
 )
 
 
+_COPY_TRIES: Final = 3
 _REDIRECT: Final = "x-amz-website-redirect-location"
 
 
@@ -136,7 +137,7 @@ async def copy_object(request: Request) -> Response:
         request, source.bucket, source.key, source.version_id
     )
     info, copied_version = await request.service.bridge.run(
-        _copy, store, request, source, described, is_source_versioned, may_take_tags
+        _copy_what_was_seen, store, request, source, described, is_source_versioned, may_take_tags
     )
     log_copy(request, source, "REST.COPY.OBJECT_GET", copied_version, info.size)
     result = {
@@ -158,6 +159,23 @@ def _check_self_copy(params: dict[str, Any], described: bool) -> None:
             "This copy request is illegal because it is trying to copy an object to itself without changing the "
             "object's metadata, storage class, website redirect location or encryption attributes.",
         )
+
+
+def _copy_what_was_seen(
+    store: Store,
+    request: Request,
+    source: Source,
+    described: bool,
+    is_source_versioned: bool,
+    may_take_tags: bool,
+) -> tuple[ObjectInfo, str | None]:
+    """Looks again when the source became another object between the look at it and the copy."""
+    for _ in range(_COPY_TRIES):
+        try:
+            return _copy(store, request, source, described, is_source_versioned, may_take_tags)
+        except errors.Conflict:
+            continue
+    return _copy(store, request, source, described, is_source_versioned, may_take_tags)
 
 
 def _copy(
@@ -205,6 +223,9 @@ def _copy(
         checksum_type=checksum_type,
         storage_class=storage_class(params),
         attrs=copied_attrs(request, original.attrs),
+        seen=original
+        if original.version_id == NULL_VERSION
+        else None,  # any other version cannot change its bytes
     )
     return info, source.version_id if is_source_versioned else None
 

@@ -201,3 +201,18 @@ def test_a_part_cannot_be_made_of_what_is_not_there(store: Store) -> None:
     with pytest.raises(errors.InvalidArgument):
         store.copy_part("wood", "k", upload, 0, "wood", "a")
     assert store.list_parts("wood", "k", upload).parts == []
+
+
+def test_a_source_that_became_another_object_since_it_was_looked_at_is_not_copied(store: Store) -> None:
+    seen = store.put("wood", "a", b"old")
+    store.put("wood", "a", b"new")
+    with pytest.raises(errors.Conflict, match="'a' was changed"):
+        store.copy("wood", "a", "wood", "b", seen=seen)
+    with pytest.raises(errors.KeyNotFound):
+        store.head("wood", "b")
+    store.copy("wood", "a", "wood", "b", seen=store.head("wood", "a"))
+    assert store.get("wood", "b").read() == b"new"
+    seen = store.head("wood", "a")
+    store.update_attrs("wood", "a", {"tags": {"secret": "yes"}})
+    with pytest.raises(errors.Conflict):
+        store.copy("wood", "a", "wood", "b", seen=seen)
