@@ -47,6 +47,7 @@ from cordwood.engine.rows import (
 )
 
 MAX_READERS = 4096
+_TURN_NAME = "turn"
 _TABLES = (
     "meta",
     "volumes",
@@ -281,13 +282,21 @@ class Index:
         self._file_size = 0
         self.remembered: tuple[int, dict[str, BucketRow]] = (0, {})
         self.is_read_only = read_only
+        self._turn = None if read_only else fs.open_lock(directory / _TURN_NAME)
         _alive.add(self)
 
     def close(self) -> None:
         self._env.close()
+        self._let_go_of_turn()
+
+    def _let_go_of_turn(self) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            self._fs.close(turn)
 
     def disown(self) -> None:
-        """Called in a forked child."""
+        """Called in a forked child, which must not keep the turn when its parent dies."""
+        self._let_go_of_turn()
         _inherited.append(self._env)  # so that it is never finalised
         self._env = cast("lmdb.Environment", _Inherited())
 
@@ -323,11 +332,19 @@ class Index:
             raise translate(error, self._directory) from error
 
     def begin(self) -> Txn:
-        """A write transaction; waits for the one writer there may be, in this or another process."""
+        """A write transaction; waits for the one writer there may be, in this or another process.
+
+        LMDB's own lock is not fair: who gives it back and asks again at once would mostly get it. So who waits for it
+        holds the turn, and nobody else can ask until that one was served.
+        """
+        assert self._turn is not None
+        self._fs.lock_wait(self._turn)
         try:
             return Txn(self._env.begin(write=True), self._tables)
         except lmdb.Error as error:
             raise translate(error, self._directory) from error
+        finally:
+            self._fs.unlock(self._turn)
 
     def child(self, parent: Txn) -> Txn:
         """A nested write transaction: its changes join the parent's when committed, vanish when aborted."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -20,6 +21,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -219,12 +222,55 @@ class DiskCache:
         self._cache.close()
 
 
+class RocksDict:
+    """RocksDB by rocksdict, as it comes: its log is written, not synced."""
+
+    durable = False
+
+    def __init__(self, directory: Path) -> None:
+        import rocksdict
+
+        self._batch = rocksdict.WriteBatch
+        self._db: Any = rocksdict.Rdict(str(directory))
+        if self.durable:
+            options = rocksdict.WriteOptions()
+            options.sync = True
+            self._db.set_write_options(options)
+
+    def put(self, key: str, value: bytes) -> None:
+        self._db[key] = value
+
+    def put_many(self, items: list[Item]) -> None:
+        batch = self._batch()
+        for key, value in items:
+            batch[key] = value
+        self._db.write(batch)
+
+    def get(self, key: str) -> bytes:
+        value: bytes = self._db[key]
+        return value
+
+    def scan(self) -> Iterator[str]:
+        yield from self._db.keys()
+
+    def close(self) -> None:
+        self._db.close()
+
+
+class RocksDictSync(RocksDict):
+    """The same with a sync for each write."""
+
+    durable = True
+
+
 CANDIDATES: dict[str, Callable[[Path], Candidate]] = {
     "cordwood": Cordwood,
     "sqlite": Sqlite,
     "lmdb": RawLmdb,
     "files": FilePerValue,
     "diskcache": DiskCache,
+    "rocksdict": RocksDict,
+    "rocksdict-sync": RocksDictSync,
 }
 
 
@@ -278,6 +324,77 @@ def measure(
     return results
 
 
+# --- several processes on one store ----------------------------------------------------------------------------
+
+
+def _reader(path: str, count: int, go: Barrier, answers: Connection) -> None:
+    with Store.open(path) as store:
+        keys = random.Random(os.getpid()).choices(
+            [f"one/{number:08d}" for number in range(count)], k=count * 4
+        )
+        go.wait()
+        started = time.perf_counter()
+        for key in keys:
+            store.get("bench", key).read()
+        answers.send(len(keys) / (time.perf_counter() - started))
+
+
+def _writer(path: str, number: int, seconds: float, size: int, go: Barrier, answers: Connection) -> None:
+    """Puts one after another; answers how many, and the longest wait for one in seconds."""
+    with Store.open(path) as store:
+        value = random.Random(number).randbytes(size)
+        go.wait()
+        end = time.perf_counter() + seconds
+        count, longest_s, now = 0, 0.0, time.perf_counter()
+        while now < end:
+            store.put("bench", f"process/{number}/{count:08d}", value)
+            before, now = now, time.perf_counter()
+            longest_s = max(longest_s, now - before)
+            count += 1
+        answers.send((count, longest_s))
+
+
+def _together(
+    processes: int, target: Callable[..., None], arguments: Callable[[int], tuple[Any, ...]]
+) -> list[Any]:
+    """Runs a function in several processes that begin at one moment; what each of them answers."""
+    context = multiprocessing.get_context("spawn")
+    go = context.Barrier(processes)
+    pipes = [context.Pipe(duplex=False) for _ in range(processes)]
+    running = [
+        context.Process(target=target, args=(*arguments(number), go, pipes[number][1]))
+        for number in range(processes)
+    ]
+    for each in running:
+        each.start()
+    answers = [receive.recv() for receive, _ in pipes]
+    for each in running:
+        each.join()
+    return answers
+
+
+def measure_processes(
+    directory: Path, processes: int, size: int, count: int, seconds: float
+) -> dict[str, Any]:
+    """Reads and writes of several processes on one store, beside those of one."""
+    path = str(directory)
+    with Store.open(path) as store:
+        store.create_bucket("bench")
+        with store.batch() as batch:
+            for number in range(count):
+                batch.put("bench", f"one/{number:08d}", random.Random(number).randbytes(size))
+    found: dict[str, Any] = {}
+    for each in (1, processes):
+        reads = _together(each, _reader, lambda _number: (path, count))
+        found[f"get, {each} processes, in all"] = sum(reads)
+    for each in (1, processes):
+        writes = _together(each, _writer, lambda number: (path, number, seconds, size))
+        found[f"put, {each} processes, in all"] = sum(puts for puts, _ in writes) / seconds
+        found[f"put, {each} processes, the slowest of them"] = min(puts for puts, _ in writes) / seconds
+        found[f"put, {each} processes, longest wait in ms"] = max(wait_s for _, wait_s in writes) * 1e3
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.embedded", description=__doc__)
     parser.add_argument("--size", type=int, default=1024, help="bytes of each value (default: 1024)")
@@ -289,11 +406,18 @@ def main() -> None:
     parser.add_argument(
         "--directory", type=Path, help="on the disk to be measured (default: a temporary one)"
     )
+    parser.add_argument(
+        "--processes", type=int, help="measure Cordwood alone, by so many processes on one store beside one"
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="of writing by processes (default: 5)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument(
         "stores", nargs="*", metavar="STORE", help=f"of {', '.join(CANDIDATES)} (default: all)"
     )
     options = parser.parse_args()
+    if options.processes:
+        _main_processes(options)
+        return
     names = options.stores or list(CANDIDATES)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     base = Path(tempfile.mkdtemp(prefix="cordwood-bench-", dir=options.directory))
@@ -330,6 +454,24 @@ def main() -> None:
     for name, medians in report.items():
         durable = "yes" if getattr(CANDIDATES[name], "durable", False) else "no"
         print(f"| {name} | {durable} | " + " | ".join(f"{medians[kind]:,.0f}" for kind in kinds) + " |")
+
+
+def _main_processes(options: argparse.Namespace) -> None:
+    base = Path(tempfile.mkdtemp(prefix="cordwood-bench-", dir=options.directory))
+    try:
+        found = measure_processes(
+            base / "store", options.processes, options.size, options.count, options.seconds
+        )
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+    if options.json:
+        print(json.dumps({"size_bytes": options.size, "measured": found}))
+        return
+    print(
+        f"values of {options.size} bytes, operations a second, {os.cpu_count()} processors\n| what | |\n|---|---|"
+    )
+    for name, value in found.items():
+        print(f"| {name} | {value:,.1f} |")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cordwood.engine import Store, opening
-from cordwood.engine.fs import FileSystem
+from cordwood.engine import Store, namespace, opening
+from cordwood.engine.fs import REAL, FileSystem
 from tests.engine.support import SMALL, first_volume, lines_of, noise, small, start
 
 RELAXED = """
@@ -80,3 +80,44 @@ def _target(fd: str) -> str:
         return os.readlink(f"/proc/self/fd/{fd}")
     except FileNotFoundError:
         return ""
+
+
+WAITER = """
+import sys
+from cordwood.engine import Store
+store = Store.open(sys.argv[1])
+print("open", flush=True)
+input()
+store.put("wood", "theirs", b"1")
+print("done", flush=True)
+"""
+
+
+def test_a_writer_that_gives_the_lock_back_and_asks_again_lets_the_one_that_waits_go_first(
+    path: Path,
+) -> None:
+    with small(path) as store:
+        store.create_bucket("wood")
+        store.put("wood", "ours", b"1")
+        other = start(WAITER, path)
+        lines = lines_of(other)
+        assert next(lines) == "open"
+        index = store._core.index
+        txn = index.begin()
+        assert other.stdin is not None
+        other.stdin.write("\n")
+        other.stdin.flush()
+        turn = REAL.open_lock(path / "index" / "turn")
+        deadline = time.monotonic() + 30
+        while REAL.lock(turn, shared=False) and time.monotonic() < deadline:
+            REAL.unlock(turn)
+            time.sleep(0.001)
+        txn.raw.abort()
+        txn = index.begin()
+        bucket = txn.bucket("wood")
+        assert bucket is not None
+        assert namespace.get_entry(txn, bucket.head.bucket, b"theirs") is not None
+        txn.raw.abort()
+        REAL.close(turn)
+        assert next(lines) == "done"
+        assert other.wait(30) == 0
