@@ -66,7 +66,13 @@ def _conditions(params: Params, family: str) -> Conditions | None:
 
 def write_conditions(params: Params) -> Conditions | None:
     """If-Match and If-None-Match of a write. An ETag in the latter goes beyond AWS, which takes only `*`."""
-    return _conditions({name: params[name] for name in ("IfMatch", "IfNoneMatch") if name in params}, "")
+    match, none_match = params.get("IfMatch"), params.get("IfNoneMatch")
+    if match is None and none_match is None:
+        return None
+    return Conditions(
+        if_match=etags(match) if match is not None else (),
+        if_none_match=etags(none_match) if none_match is not None else (),
+    )
 
 
 _VERSION_ID = re.compile(f"[0-9a-f]{{16}}|{NULL_VERSION}")

@@ -50,6 +50,8 @@ _CONTROL: Final = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def system_headers(params: Params) -> dict[str, str]:
+    if SYSTEM_HEADERS.keys().isdisjoint(params):
+        return {"content-type": DEFAULT_CONTENT_TYPE}
     headers = {}
     for member, wire_name in SYSTEM_HEADERS.items():
         value = params.get(member)
@@ -105,10 +107,13 @@ def object_members(info: ObjectInfo, request: Request) -> dict[str, Any]:
 
 
 def checksum_members(checksums: dict[str, str] | Any, checksum_type: str) -> dict[str, Any]:
-    members = {f"Checksum{algorithm}": value for algorithm, value in checksums.items()}
+    members = {_CHECKSUM_MEMBERS[algorithm]: value for algorithm, value in checksums.items()}
     if members and checksum_type:
         members["ChecksumType"] = checksum_type
     return members
+
+
+_CHECKSUM_MEMBERS: Final = {algorithm: f"Checksum{algorithm}" for algorithm in ALGORITHMS}
 
 
 _OVERRIDES: Final = {

@@ -12,8 +12,9 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
+
+import msgspec
 
 from cordwood.server.handlers.describe import ALGORITHMS
 from cordwood.server.handlers.pump import pump
@@ -56,8 +57,7 @@ class Writer(Protocol):
     def abort(self) -> None: ...
 
 
-@dataclass(slots=True)
-class Integrity:
+class Integrity(msgspec.Struct, gc=False):
     """What the client promised about its body. `algorithm` is None when it named none."""
 
     md5_hex: str | None
@@ -96,13 +96,11 @@ def integrity(request: Request) -> Integrity:
     md5_hex = _content_md5(content_md5) if content_md5 is not None else None
     named = request.params.get("ChecksumAlgorithm")
     algorithm = expected = None
-    for name, value in headers.items():
-        candidate = _ALGORITHM_OF.get(name)
-        if candidate is None:
-            continue
-        if algorithm is not None:
-            raise _several_checksums()
-        algorithm, expected = candidate, value.strip()
+    given = headers.keys() & _ALGORITHM_OF.keys()
+    if len(given) > 1:
+        raise _several_checksums()
+    for name in given:
+        algorithm, expected = _ALGORITHM_OF[name], headers[name].strip()
         check_digest(algorithm, expected)
     is_trailing = False
     for name in request.verified.payload.trailer_names:

@@ -9,10 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from cordwood.server.gate import SHARED
 from cordwood.server.handlers.acls import object_attrs
-from cordwood.server.handlers.locking import HOLD, RETENTION, lock_attrs
+from cordwood.server.handlers.grants import PERMISSIONS
+from cordwood.server.handlers.locking import HEADERS, HOLD, RETENTION, lock_attrs
 from cordwood.server.handlers.request import Request
 from cordwood.server.handlers.tagging import TAGS, tag_attrs
+
+# The members that give an object attributes, in a bucket where only they can.
+_ASKING: Final = frozenset(("Tagging", "ACL", *PERMISSIONS, *HEADERS.split()))
 
 # What belongs to one version in one bucket, and never goes along with a copy.
 _NOT_COPIED: Final = frozenset(("owner", "acl", "renamed", RETENTION, HOLD))
@@ -20,6 +25,9 @@ _NOT_COPIED: Final = frozenset(("owner", "acl", "renamed", RETENTION, HOLD))
 
 def new_attrs(request: Request) -> dict[str, Any]:
     """The attributes that the headers of a write give its object; usually none."""
+    info = request.bucket_info
+    if info is not None and SHARED not in info.attrs and _ASKING.isdisjoint(request.params):
+        return {}
     return {**object_attrs(request), **tag_attrs(request.params), **lock_attrs(request)}
 
 

@@ -53,7 +53,9 @@ async def put_object(request: Request) -> Response:
         raise
     info = await bridge.committed(future)
     members = {"ETag": f'"{info.etag}"', **checksum_members(info.checksums, info.checksum_type)}
-    members.update(expiration_member(request, info))
+    expiration = expiration_member(request, info)
+    if expiration:
+        members.update(expiration)
     if info.version_id != NULL_VERSION:
         members["VersionId"] = info.version_id
     return respond(request.operation, members)
