@@ -67,7 +67,6 @@ class ClientSocket:
 
     __slots__ = (
         "_body_budget_s",
-        "_fd",
         "_is_sending",
         "_limits",
         "_raw",
@@ -80,13 +79,14 @@ class ClientSocket:
         "busy_since",
         "deadline",
         "expired",
+        "fd",
         "is_idle",
     )
 
     def __init__(self, raw: socket.socket, limits: Limits, stopping: trio.Event) -> None:
         raw.setblocking(False)
         self._raw = raw
-        self._fd = raw.fileno()
+        self.fd = raw.fileno()
         self._limits = limits
         self._stopping = stopping
         self._is_sending = False
@@ -149,10 +149,6 @@ class ClientSocket:
         except OSError:
             return b""
 
-    async def wait_to_receive(self) -> None:
-        """Until something is there, or the end. Whoever calls sets and clears `deadline`."""
-        await trio.lowlevel.wait_readable(self._fd)
-
     async def receive(self, size: int) -> bytes:
         """Body bytes, b"" when no more will come. Waits within the body budget."""
         await self._give_a_turn()
@@ -160,7 +156,7 @@ class ClientSocket:
         if data is None:
             begin = self._begin_to_wait()
             while data is None:
-                await trio.lowlevel.wait_readable(self._fd)
+                await trio.lowlevel.wait_readable(self.fd)
                 data = self.receive_now(size)
             self._end_waiting(begin, len(data))
         self._turn_bytes += len(data)
@@ -211,7 +207,17 @@ class ClientSocket:
 
     # -- sending ---------------------------------------------------------------------------------------------
 
-    async def send(self, data: bytes, *, more: bool = False) -> None:
+    def send_now(self, data: bytes) -> bytes | memoryview:
+        """Send what fits; the rest is returned. Raises Gone."""
+        try:
+            sent = self._raw.send(data)
+        except (BlockingIOError, InterruptedError):
+            return data
+        except OSError as error:
+            raise Gone from error
+        return memoryview(data)[sent:] if sent < len(data) else b""
+
+    async def send(self, data: bytes | memoryview, *, more: bool = False) -> None:
         """Send everything. `more`: hold the last partial packet back, for what follows at once. Raises Gone."""
         flags = socket.MSG_MORE if more else 0
         try:
@@ -259,7 +265,7 @@ class ClientSocket:
         self._turn_bytes = 0
         self.deadline = begin + self._send_budget_s
         self._is_sending = True
-        await trio.lowlevel.wait_writable(self._fd)
+        await trio.lowlevel.wait_writable(self.fd)
         self._is_sending = False
         self.deadline = FOREVER
         self._send_budget_s -= time.monotonic() - begin

@@ -52,7 +52,7 @@ log = logging.getLogger("cordwood.conn")
 
 _HEAD_READ_BYTES: Final = 16 << 10
 _BODY_READ_BYTES: Final = 256 << 10
-_JOIN_BYTES: Final = 64 << 10  # bodies up to this are copied behind their head, larger ones go out after it
+_JOIN_BYTES: Final = 64 << 10  # blocks up to this are copied between their chunk framing, larger ones go out after it
 _TURN_REQUESTS: Final = 8  # pipelined requests that may be answered without giving other connections a turn
 
 
@@ -125,7 +125,7 @@ class _Connection:
         if not has_begun and self._stopping.is_set():
             return None
         while True:
-            await client.wait_to_receive()
+            await trio.lowlevel.wait_readable(client.fd)
             data = client.receive_now(_HEAD_READ_BYTES)
             if data is None:
                 continue
@@ -152,7 +152,8 @@ class _Connection:
         client.refill_budgets()
         if head.method in _ABANDONABLE:
             client.busy_since = time.monotonic()
-        body = _RequestBody(client, self._receiver, head.expect_continue)
+        has_body = head.is_chunked or head.content_length is not None
+        body = _RequestBody(client, self._receiver, head.expect_continue) if has_body else _NO_BODY
         try:
             response = await self._app(head, body, self._peer)
         except S3Error as error:
@@ -200,7 +201,9 @@ class _Connection:
             elif response.stream is not None:
                 await self._respond_stream(head, response, fields, response.stream, keep_alive)
             else:
-                await self._respond_bytes(head, response.status, fields, response.body or b"", keep_alive)
+                rest = self._send_bytes(head, response.status, fields, response.body or b"", keep_alive)
+                if rest:
+                    await self._client.send(rest)
         finally:
             if response.stream is not None:
                 await _close_stream(response.stream)
@@ -210,21 +213,20 @@ class _Connection:
     async def _respond_error(self, head: RequestHead, error: S3Error, keep_alive: bool) -> None:
         response = _error_response(error, head)
         fields = render_fields(response.headers).encode()
-        await self._respond_bytes(head, response.status, fields, response.body or b"", keep_alive)
+        rest = self._send_bytes(head, response.status, fields, response.body or b"", keep_alive)
+        await self._client.send(rest)
 
-    async def _respond_bytes(
+    def _send_bytes(
         self, head: RequestHead, status: int, fields: bytes, body: bytes, keep_alive: bool
-    ) -> None:
+    ) -> bytes | memoryview:
+        """Answer at once, as nearly always can be done. What did not fit is left to be sent."""
         is_bodiless = status in _BODILESS
         if not is_bodiless and b"\r\ncontent-length:" not in fields.lower():
             fields = b"%b\r\nContent-Length: %d" % (fields, len(body))
         start = self._render(head, status, fields, keep_alive)
         if is_bodiless or head.method == "HEAD":
-            body = b""
-        elif len(body) > _JOIN_BYTES:
-            await self._client.send(start, more=True)
-            start = b""
-        await self._client.send(start + body)
+            return self._client.send_now(start)
+        return self._client.send_now(start + body)
 
     async def _respond_stream(
         self,
@@ -358,12 +360,32 @@ class _Connection:
         while left > 0:
             data = client.receive_now(_BODY_READ_BYTES)
             if data is None:
-                await client.wait_to_receive()
+                await trio.lowlevel.wait_readable(client.fd)
                 continue
             if not data:
                 return
             left -= len(data)
             await trio.lowlevel.checkpoint()
+
+
+class _NoBody:
+    """`Body` of a request without one."""
+
+    __slots__ = ()
+    is_continue_due = False
+    has_failed = False
+
+    async def receive(self) -> bytes:
+        return b""
+
+    async def receive_into(self, _: memoryview) -> int:
+        return 0
+
+    def close(self) -> None:
+        """There is nothing that could be read later."""
+
+
+_NO_BODY: Final = _NoBody()
 
 
 class _RequestBody:
