@@ -161,6 +161,7 @@ def test_a_replayed_run_is_the_run() -> None:
                 assert (top / "again" / name).read_bytes() == (top / "store" / name).read_bytes(), name
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("story", ["short", "whole"])
 def test_power_may_fail_between_any_two_writes_of_the_index(
     looker: Looker, story: str, long_run: bool
@@ -213,6 +214,7 @@ def attempt(top: Path, base: Path, steps: Sequence[Step], fault: str) -> tuple[l
     return said, "INJECTED" in trace or "killed by SIGKILL" in trace
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("call", CALLS_ON_INDEX)
 @pytest.mark.parametrize("fault", ["error=EIO", "error=ENOSPC", "signal=KILL"])
 def test_any_call_on_the_index_may_fail_or_be_the_last(call: str, fault: str, long_run: bool) -> None:
