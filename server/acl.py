@@ -60,7 +60,7 @@ def private(owner_id: str) -> Acl:
 
 
 def canned(name: str, owner_id: str, bucket_owner_id: str) -> Acl:
-    """The grants of a canned ACL, the owner's first."""
+    """The grants of a canned ACL, those of groups first."""
     groups: tuple[Grant, ...] = ()
     if name in ("public-read", "public-read-write"):
         groups += (Grant(ALL_USERS, "READ"),)
@@ -73,7 +73,7 @@ def canned(name: str, owner_id: str, bucket_owner_id: str) -> Acl:
         own += (Grant(bucket_owner_id, "READ"),)
     if bucket_owner_id != owner_id and name == "bucket-owner-full-control":
         own += (Grant(bucket_owner_id, FULL_CONTROL),)
-    return own + groups
+    return groups + own
 
 
 def is_public(acl: Iterable[Grant]) -> bool:
