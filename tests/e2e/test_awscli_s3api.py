@@ -46,7 +46,7 @@ def small(tmp_path: Path) -> str:
     return str(tmp_path / "small")
 
 
-def test_objects_and_their_conditions(api: Api, small: str, tmp_path: Path) -> None:
+def test_objects_are_kept_on_their_conditions(api: Api, small: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     k = ("--key", "k")
     put = api("put-object", *k, "--body", small, "--metadata", "m=1", "--checksum-algorithm", "SHA256")
@@ -104,7 +104,7 @@ def test_objects_and_their_conditions(api: Api, small: str, tmp_path: Path) -> N
     assert api.error("restore-object", "--key", "never-was") == "NoSuchKey"
 
 
-def test_copies(api: Api, small: str) -> None:
+def test_copies_take_what_they_are_told_to_take(api: Api, small: str) -> None:
     api("put-object", "--key", "a", "--body", small, "--tagging", "t=1", "--metadata", "m=1")
     source = ("--copy-source", f"{api.bucket}/a")
     api("copy-object", "--key", "b", *source)
@@ -127,7 +127,7 @@ def test_copies(api: Api, small: str) -> None:
     assert api.error("copy-object", "--key", "a", *source) == "InvalidRequest", "onto itself, unchanged"
 
 
-def test_uploads_in_parts(api: Api, small: str, tmp_path: Path) -> None:
+def test_uploads_go_in_parts_and_are_judged(api: Api, small: str, tmp_path: Path) -> None:
     (tmp_path / "part").write_bytes(os.urandom(5 * MIB))
     part, m = str(tmp_path / "part"), ("--key", "m")
     sha = ("--checksum-algorithm", "SHA256")
@@ -181,7 +181,7 @@ def test_uploads_in_parts(api: Api, small: str, tmp_path: Path) -> None:
         assert api.error("create-multipart-upload", *m, *chosen) == "InvalidRequest"
 
 
-def test_listings(api: Api, aws: AwsShell) -> None:
+def test_listings_page_and_batches_remove(api: Api, aws: AwsShell) -> None:
     for key in ("a/1", "a/2", "b", "d e", "ü/x"):
         api("put-object", "--key", key)
     page = api("list-objects", "--delimiter", "/", "--page-size", "2")
@@ -206,7 +206,7 @@ def test_listings(api: Api, aws: AwsShell) -> None:
     assert names == [api.bucket]
 
 
-def test_versions_and_locks(aws: AwsShell, small: str) -> None:
+def test_versions_are_kept_as_long_as_their_locks(aws: AwsShell, small: str) -> None:
     api = Api(aws, "api-locked")
     api("create-bucket", "--object-lock-enabled-for-bucket")
     k = ("--key", "k")
@@ -244,7 +244,7 @@ def test_versions_and_locks(aws: AwsShell, small: str) -> None:
     assert api("get-object-lock-configuration")["ObjectLockConfiguration"]["ObjectLockEnabled"] == "Enabled"
 
 
-def test_access_of_buckets_and_objects(api: Api, small: str) -> None:
+def test_access_is_given_blocked_and_taken_back(api: Api, small: str) -> None:
     everybody = "uri=http://acs.amazonaws.com/groups/global/AllUsers"
     api("put-bucket-acl", "--grant-read", everybody, "--grant-write", "id=bob")
     assert [each["Permission"] for each in api("get-bucket-acl")["Grants"]] == ["READ", "WRITE"]
@@ -304,7 +304,7 @@ def test_access_of_buckets_and_objects(api: Api, small: str) -> None:
     assert api.error("get-bucket-ownership-controls") == "OwnershipControlsNotFoundError"
 
 
-def test_settings_of_a_bucket(api: Api) -> None:
+def test_settings_of_a_bucket_come_back_and_go(api: Api) -> None:
     api("put-bucket-tagging", "--tagging", "TagSet=[{Key=a,Value=b}]")
     assert api("get-bucket-tagging") == {"TagSet": [{"Key": "a", "Value": "b"}]}
     twice = ("--tagging", "TagSet=[{Key=a,Value=b},{Key=a,Value=c}]")
@@ -330,7 +330,7 @@ def test_settings_of_a_bucket(api: Api) -> None:
     api("put-bucket-lifecycle-configuration", *lifecycle({"Filter": {"Prefix": "x"}, **days}))
     (rule,) = api("get-bucket-lifecycle-configuration")["Rules"]
     assert rule["ID"] and rule["Filter"] == {"Prefix": "x"} and rule["Expiration"] == {"Days": 3}
-    refused = [
+    refused: list[tuple[list[dict[str, Any]], str]] = [
         ([{"Filter": {}}], "InvalidRequest"),
         ([{"Filter": {}, "Expiration": {"Days": 0}}], "InvalidArgument"),
         ([{"Filter": {}, "Expiration": {"Date": "2030-01-01T01:00:00Z"}}], "InvalidArgument"),
