@@ -30,6 +30,7 @@ _COMMANDS = {
     "stat": ("stat", "Show an object, or the shape of the store in a directory."),
     "presign": ("objects", "Make a URL that works without keys for a while."),
     "speedtest": ("speedtest", "Measure an S3 endpoint."),
+    "keys": ("keys", "List or add the keys of a key file, for encryption."),
     "compact": ("maintenance", "Give back the space of what was deleted, in a store at rest."),
     "fsck": ("maintenance", "Check a store at rest, and repair it."),
     "rebuild": ("maintenance", "Make a new index from the volumes alone."),

@@ -34,7 +34,7 @@ def of_a_copy(attrs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 Attrs = Mapping[str, Any] | Callable[[ObjectInfo], Mapping[str, Any]]
-"""What a copy is to have, or how that is made from what is copied."""
+"""Attributes, or how they are made from the object as it is."""
 
 
 def attrs_of(info: ObjectInfo, given: Attrs | None) -> Mapping[str, Any]:

@@ -282,18 +282,19 @@ class Store(Edits, Multipart):
         self,
         bucket: str,
         key: str,
-        attrs: Mapping[str, Any],
+        attrs: copying.Attrs,
         *,
         version_id: str | None = None,
         bypass_governance: bool = False,
     ) -> ObjectInfo:
         """Merges `attrs` into those of a version that is there; a value of None removes a name. Version, time and
-        ETag stay. KeyNotFound, VersionNotFound, DeleteMarkerFound; Locked for a retention that may not change so."""
+        ETag stay. `attrs` may be made from what is there, by a function. KeyNotFound, VersionNotFound,
+        DeleteMarkerFound; Locked for a retention that may not change so."""
 
         def attempt() -> ObjectInfo:
             self._check_open()
             found = lookup.find(self._core, bucket, key, version_id, None, want_body=False, wait=True)
-            merged = {**found.info.attrs, **attrs}
+            merged = {**found.info.attrs, **copying.attrs_of(found.info, attrs)}
             kept = {name: value for name, value in merged.items() if value is not None}
             self._execute(
                 SetAttrs(

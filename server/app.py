@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any, Final
 from cordwood.engine import BucketInfo, ObjectInfo, Outbox, Store
 from cordwood.engine import errors as engine_errors
 from cordwood.server.bridge import Bridge
+from cordwood.server.encryption import Encryption, Keys, Wish
 from cordwood.server.gate import PAYER, SHARED, Demand, Gate
 from cordwood.server.handlers import HANDLERS, Request, Service, translate
 from cordwood.server.handlers.cors import preflight, sharing_headers
 from cordwood.server.handlers.form_upload import receive_form
+from cordwood.server.keyring import KeyFile
 from cordwood.server.log_keeper import LogKeeper, Watch
 from cordwood.server.log_record import LOGGING
 from cordwood.server.sessions import NAME as SESSION_KEY
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("cordwood.app")
 
 _NO_SNIFFING: Final = ("x-content-type-options", "nosniff")
+# The file in a store's directory with its master keys, unless a setting names another.
+MASTER_KEYS: Final = "master-keys"
 
 # Operations whose permission is not their own name (Service Authorization Reference, "Actions for Amazon S3").
 ACTIONS: Final = {
@@ -135,6 +139,7 @@ class Application:
         roles: Sequence[Role] = (),
         targets: Iterable[str] = (),
         torrent_tracker: str = "",
+        encryption: Encryption | None = None,
     ) -> None:
         self._store = store
         sessions = Sessions(store.path / SESSION_KEY, credentials, roles)
@@ -146,12 +151,15 @@ class Application:
         self._tokens = SecurityTokens(sessions, bridge, region)
         self._gate = Gate(store, bridge, credentials, region=region, is_open=is_open)
         self.access_logs = LogKeeper(store, bridge, self._gate, region)
+        if encryption is None:
+            encryption = Encryption(Keys(KeyFile(store.path / MASTER_KEYS)))
         self._service = Service(
             store,
             bridge,
             region,
             self._gate,
             self.access_logs,
+            encryption,
             Outbox(store),
             frozenset(targets),
             torrent_tracker,
@@ -347,4 +355,18 @@ def build_app(store: Store, settings: Settings, credentials: Sequence[Credential
         roles=settings.roles,
         targets=(target.arn for target in settings.notification_targets),
         torrent_tracker=settings.torrent_tracker,
+        encryption=_encryption(store, settings),
+    )
+
+
+def _encryption(store: Store, settings: Settings) -> Encryption:
+    master = settings.master_key_file
+    named = settings.kms_key_file
+    return Encryption(
+        Keys(
+            KeyFile(store.path / MASTER_KEYS if master is None else master),
+            None if named is None else KeyFile(named),
+        ),
+        Wish(settings.default_encryption) if settings.default_encryption != "none" else None,
+        settings.require_tls_for_customer_keys,
     )

@@ -65,6 +65,8 @@ class ConditionKeys:
         """Those that count: none, unless the bucket has attribute-based access control enabled."""
         self.request_tags: Mapping[str, str] | None = None
         """None: those of the x-amz-tagging header."""
+        self.of_upload: Mapping[str, str] = {}
+        """Headers about encryption of the upload that a part is for; those of the part itself say nothing."""
 
     def __call__(self, key: str) -> Sequence[str] | None:
         if key in self._override:
@@ -90,7 +92,7 @@ class ConditionKeys:
         return None if value is None else (value,)
 
     def _amz_header(self, name: str) -> Sequence[str] | None:
-        value = self._head.headers.get(name)
+        value = self.of_upload.get(name) or self._head.headers.get(name)
         if value is None:
             return None
         if name == "x-amz-copy-source":

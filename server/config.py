@@ -185,6 +185,22 @@ class Settings:
         "payloads up to this size are stored inside their record",
         unit="bytes",
     )
+    master_key_file: Path | None = _setting(
+        None, path, "where the master keys of SSE-S3 are; made at first need. Losing it loses what they encrypted",
+        shown="DIR/master-keys",
+    )  # fmt: skip
+    kms_key_file: Path | None = _setting(
+        None, path, "named keys for SSE-KMS, a line `NAME KEY` each, the key being 32 bytes in base64",
+        shown="(none)",
+    )  # fmt: skip
+    default_encryption: str = _setting(
+        "none",
+        one_of("none", "AES256"),
+        "what buckets without a default of their own encrypt new objects with",
+    )
+    require_tls_for_customer_keys: bool = _setting(
+        False, boolean, "refuse SSE-C keys that come over a connection without TLS", is_flag=True
+    )
     head_timeout: float = _setting(
         30.0, duration_between(0.1, 3600), "a request head must be complete within this", unit="seconds"
     )

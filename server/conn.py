@@ -52,7 +52,9 @@ log = logging.getLogger("cordwood.conn")
 
 _HEAD_READ_BYTES: Final = 16 << 10
 _BODY_READ_BYTES: Final = 256 << 10
-_JOIN_BYTES: Final = 64 << 10  # blocks up to this are copied between their chunk framing, larger ones go out after it
+_JOIN_BYTES: Final = (
+    64 << 10
+)  # blocks up to this are copied between their chunk framing, larger ones go out after it
 _TURN_REQUESTS: Final = 8  # pipelined requests that may be answered without giving other connections a turn
 
 

@@ -21,6 +21,7 @@ from cordwood.server.access import INITIATORS_ACTIONS, Context, Resource, allowe
 from cordwood.server.acl import OWNED_ACTIONS, loaded, private
 from cordwood.server.bridge import Bridge
 from cordwood.server.condition_keys import ConditionKeys
+from cordwood.server.encryption import encryption_headers, envelope_of
 from cordwood.server.policy import cached, identity_policy
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.message import PeerInfo, RequestHead
@@ -33,6 +34,7 @@ ENABLED: Final = "Enabled"
 SHARED: Final = "shared"
 PAYER: Final = "payer"
 REQUESTER: Final = "Requester"
+_ENCRYPTION: Final = "s3:x-amz-server-side-encryption"
 NOBODY: Final = {"id": "", "name": ""}
 
 # What a rename does under the old and the new name.
@@ -144,6 +146,8 @@ class Gate:
             if seen is not None:
                 keys.existing_tags = seen.attrs.get("tags", {})
                 context = _with_object(context, info, seen.attrs)
+        if action == "s3:PutObject" and context.policy is not None and context.policy.reads(_ENCRYPTION):
+            keys.of_upload = await self._upload_encryption(demand, info.name, key)
         if not allowed(identity, action, resource, context):
             raise s3_error("AccessDenied")
         asked = [beside] if beside else []
@@ -222,6 +226,18 @@ class Gate:
             ),
             keys,
         )
+
+    async def _upload_encryption(self, demand: Demand, bucket: str, key: str) -> Mapping[str, str]:
+        """The headers with which the upload that the request names was begun: its parts are encrypted as it is."""
+        upload_id = demand.head.parameter("uploadId")
+        if upload_id is None:
+            return {}
+        try:
+            upload = await self._bridge.run(self._store.head_upload, bucket, key, upload_id)
+        except engine_errors.NotFound:
+            return {}
+        envelope = envelope_of(upload.attrs)
+        return {} if envelope is None else encryption_headers(envelope)
 
     async def _look(
         self, demand: Demand, action: str, bucket: str, key: str, version_id: str | None

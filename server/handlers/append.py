@@ -19,6 +19,7 @@ from cordwood.engine import ObjectInfo
 from cordwood.engine import errors as engine_errors
 from cordwood.server.handlers.conditions import NULL_VERSION, write_conditions
 from cordwood.server.handlers.describe import checksum_members, storage_class, system_headers, user_metadata
+from cordwood.server.handlers.encryption import requested
 from cordwood.server.handlers.ingest import DEFAULT_ALGORITHM, ingest, integrity
 from cordwood.server.handlers.lifecycle import expiration_member
 from cordwood.server.handlers.new_object import new_attrs
@@ -70,6 +71,10 @@ async def append_object(request: Request) -> Response:
         if before.is_encrypted:
             raise s3_error("EncryptionTypeMismatch", "Nothing can be appended to an encrypted object.")
         _check_silence(request)
+    elif requested(request) is not None:
+        raise s3_error(
+            "EncryptionTypeMismatch", "An object that begins with a write offset cannot be encrypted."
+        )
     algorithm = _algorithm(before) or checks.algorithm or DEFAULT_ALGORITHM
     writer = request.announcing(created, "ObjectCreated:Put").append_writer(
         request.bucket,

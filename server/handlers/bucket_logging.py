@@ -16,6 +16,7 @@ from cordwood.engine import BucketInfo
 from cordwood.engine import errors as engine_errors
 from cordwood.server.gate import NOBODY, PAYER, REQUESTER, SHARED
 from cordwood.server.handlers.acls import ENFORCED
+from cordwood.server.handlers.encryption import ENCRYPTION
 from cordwood.server.handlers.grants import known_grantee
 from cordwood.server.handlers.ingest import receive_structure
 from cordwood.server.handlers.locking import OBJECT_LOCK
@@ -27,7 +28,6 @@ from cordwood.server.wire.message import Response
 from cordwood.server.wire.xml import malformed
 
 MAX_PREFIX_BYTES: Final = 512
-_ENCRYPTION: Final = "encryption"
 
 
 @handles("GetBucketLogging")
@@ -106,7 +106,7 @@ def _target(request: Request, info: BucketInfo, name: str) -> BucketInfo:
         raise _bad("The target bucket for logging has server access logging itself.")
     if target.attrs.get(PAYER) == REQUESTER:
         raise _bad("The target bucket for logging lets the requester pay.")
-    if _ENCRYPTION in target.attrs:
+    if ENCRYPTION in target.attrs:
         raise _bad("The target bucket for logging has a default encryption.")
     if target.attrs.get(OBJECT_LOCK):
         raise _bad("The target bucket for logging has a default retention period.")

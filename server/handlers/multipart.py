@@ -1,4 +1,4 @@
-"""The multipart family: create, upload and copy parts, complete, abort, list parts, list uploads.
+"""The multipart family: create, upload and copy parts, abort, list parts, list uploads (completing.py completes).
 
 Must not know: where parts live.
 Invariants:
@@ -10,13 +10,13 @@ Invariants:
 from __future__ import annotations
 
 import re
-from itertools import pairwise
 from typing import Any, Final
 
-from cordwood.engine import PartInfo, Store, UploadInfo
+from cordwood.engine import BucketInfo, PartInfo, UploadInfo
 from cordwood.engine import errors as engine_errors
+from cordwood.server.encryption import ENVELOPE, DataKey
 from cordwood.server.handlers.buckets import owner_members
-from cordwood.server.handlers.conditions import NULL_VERSION, bare, source_conditions, write_conditions
+from cordwood.server.handlers.conditions import source_conditions
 from cordwood.server.handlers.copy import (
     SOURCE_CONDITIONS,
     Source,
@@ -24,32 +24,36 @@ from cordwood.server.handlers.copy import (
     checksum_of,
     log_copy,
     parse_source,
+    source_key,
+    unlock_source,
 )
 from cordwood.server.handlers.describe import (
-    ALGORITHMS,
     DESCRIPTION,
     checksum_members,
     storage_class,
     system_headers,
     user_metadata,
 )
-from cordwood.server.handlers.ingest import (
-    DEFAULT_ALGORITHM,
-    check_digest,
-    ingest,
-    integrity,
-    receive_structure,
+from cordwood.server.handlers.encryption import (
+    CUSTOMER_MEMBERS,
+    SOURCE_MEMBERS,
+    WISH_MEMBERS,
+    cipher_of,
+    key_members,
+    new_key,
+    part_checksums,
+    part_key,
+    upload_key,
 )
-from cordwood.server.handlers.lifecycle import abort_members, expiration_member
+from cordwood.server.handlers.ingest import DEFAULT_ALGORITHM, ingest, integrity
+from cordwood.server.handlers.lifecycle import abort_members
 from cordwood.server.handlers.listing import encoder, page_size
 from cordwood.server.handlers.new_object import new_attrs
 from cordwood.server.handlers.request import Request, handles
-from cordwood.server.notifications import created
-from cordwood.server.wire.checksums import combine, composite
+from cordwood.server.wire.checksums import hasher
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
-from cordwood.server.wire.xml import malformed
 
 MAX_PARTS: Final = 10_000
 MAX_PART_BYTES: Final = 5 << 30
@@ -65,7 +69,7 @@ _TYPES: Final = {
 }
 
 
-@handles("CreateMultipartUpload", f"{DESCRIPTION} ChecksumAlgorithm ChecksumType")
+@handles("CreateMultipartUpload", f"{DESCRIPTION} {WISH_MEMBERS} ChecksumAlgorithm ChecksumType")
 async def create_multipart_upload(request: Request) -> Response:
     params = request.params
     algorithm = params.get("ChecksumAlgorithm", "")
@@ -84,6 +88,9 @@ async def create_multipart_upload(request: Request) -> Response:
             )
         kind = kind or types[0]
     attrs = new_attrs(request)
+    key = await new_key(request, for_parts=True)
+    if key is not None:
+        attrs[ENVELOPE] = key.envelope.attr()
     store = request.service.store
 
     def create() -> UploadInfo:
@@ -108,6 +115,7 @@ async def create_multipart_upload(request: Request) -> Response:
             "ChecksumAlgorithm": algorithm or None,
             "ChecksumType": kind or None,
             **abort_members(request, upload),
+            **key_members(request, key),
         },
     )
 
@@ -124,15 +132,15 @@ def _part_number(request: Request) -> int:
     return number
 
 
-def _upload(request: Request) -> UploadInfo:
+def upload_of(request: Request) -> UploadInfo:
     return request.service.store.head_upload(request.bucket, request.key, request.params["UploadId"])
 
 
-@handles("UploadPart", "Body ContentLength PartNumber UploadId", has_body=True)
+@handles("UploadPart", f"Body ContentLength PartNumber UploadId {CUSTOMER_MEMBERS}", has_body=True)
 async def upload_part(request: Request) -> Response:
     number = _part_number(request)
     checks = integrity(request)
-    upload = _upload(request)
+    upload = upload_of(request)
     wanted = upload.checksum_algorithm or DEFAULT_ALGORITHM
     if upload.checksum_algorithm and checks.algorithm not in (None, wanted):
         raise s3_error(
@@ -140,41 +148,58 @@ async def upload_part(request: Request) -> Response:
             f"Checksum Type mismatch occurred, expected checksum Type: {wanted.lower()}, "
             f"actual checksum Type: {str(checks.algorithm).lower()}",
         )
-    writer = request.service.store.part_writer(request.bucket, request.key, upload.upload_id, number)
+    key = part_key(request, upload)
+    writer = request.service.store.part_writer(
+        request.bucket, request.key, upload.upload_id, number, cipher=cipher_of(key)
+    )
     computed = await ingest(request, writer, checks, (wanted,))
     bridge = request.service.bridge
     try:
-        future = writer.commit_async(checksums=computed, wake=False)
+        stored, md5 = computed, None
+        if key is not None:
+            stored = key.encrypt_checksums(computed, writer.size, number)
+            md5 = key.etag(writer.md5_digest(), number)
+        future = writer.commit_async(checksums=stored, md5=md5, wake=False)
     except BaseException:
         writer.abort()
         raise
     part = await bridge.committed(future)
     named = checks.algorithm or wanted
-    return respond(request.operation, {"ETag": f'"{part.etag}"', f"Checksum{named}": computed[named]})
+    return respond(
+        request.operation,
+        {
+            "ETag": f'"{part.etag}"',
+            f"Checksum{named}": computed[named],
+            **key_members(request, key),
+        },
+    )
 
 
 _COPY_RANGE: Final = re.compile(r"bytes=([0-9]{1,19})-([0-9]{1,19})\Z")
 
 
 @handles(
-    "UploadPartCopy", f"{SOURCE_CONDITIONS} CopySourceRange PartNumber UploadId ExpectedSourceBucketOwner"
+    "UploadPartCopy",
+    f"{SOURCE_CONDITIONS} CopySourceRange PartNumber UploadId ExpectedSourceBucketOwner {CUSTOMER_MEMBERS} "
+    f"{SOURCE_MEMBERS}",
 )
 async def upload_part_copy(request: Request) -> Response:
     params = request.params
     number = _part_number(request)
     source = parse_source(params["CopySource"])
     byte_range = _copy_range(params.get("CopySourceRange"))
-    is_source_versioned = await authorise_source(request, source)
-    upload = _upload(request)
+    source_bucket = await authorise_source(request, source)
+    upload = upload_of(request)
+    key = part_key(request, upload)
     part, copied_version = await request.service.bridge.run(
-        _copy_part, request, upload, number, source, byte_range
+        _copy_part, request, upload, key, number, source, source_bucket, byte_range
     )
     log_copy(request, source, "REST.COPY.PART_GET", copied_version, part.size)
     result: dict[str, Any] = {"ETag": f'"{part.etag}"', "LastModified": part.modified_ms}
     if upload.checksum_algorithm:
-        result.update(checksum_members(part.checksums, ""))
-    members: dict[str, Any] = {"CopyPartResult": result}
-    if is_source_versioned:
+        result.update(checksum_members(part_checksums(part, key), ""))
+    members: dict[str, Any] = {"CopyPartResult": result, **key_members(request, key)}
+    if source_bucket.versioning:
         members["CopySourceVersionId"] = copied_version
     return respond(request.operation, members)
 
@@ -195,7 +220,13 @@ def _copy_range(text: str | None) -> tuple[int, int] | None:
 
 
 def _copy_part(
-    request: Request, upload: UploadInfo, number: int, source: Source, byte_range: tuple[int, int] | None
+    request: Request,
+    upload: UploadInfo,
+    key: DataKey | None,
+    number: int,
+    source: Source,
+    source_bucket: BucketInfo,
+    byte_range: tuple[int, int] | None,
 ) -> tuple[PartInfo, str]:
     """The part, and which version of the source it is from."""
     store = request.service.store
@@ -212,9 +243,13 @@ def _copy_part(
             actual_object_size=info.size,
         )
     wanted = upload.checksum_algorithm or DEFAULT_ALGORITHM
+    if source_key(request, info, source_bucket) is not None or key is not None:
+        return _write_part(
+            request, upload, key, number, source, source_bucket, byte_range, wanted
+        ), info.version_id
     is_whole = byte_range is None or byte_range == (0, info.size - 1)
     known = info.checksums.get(wanted) if is_whole and info.checksum_type == FULL_OBJECT else None
-    checksum = known or checksum_of(store, source, wanted, info.etag, byte_range)
+    checksum = known or checksum_of(request, source, source_bucket, wanted, info.etag, byte_range)
     part = store.copy_part(
         request.bucket,
         request.key,
@@ -230,142 +265,41 @@ def _copy_part(
     return part, info.version_id
 
 
-_PART_CHECKSUMS: Final = {f"Checksum{algorithm}": algorithm for algorithm in ALGORITHMS}
-
-
-@handles(
-    "CompleteMultipartUpload",
-    f"MultipartUpload UploadId MpuObjectSize ChecksumType IfMatch IfNoneMatch {' '.join(_PART_CHECKSUMS)}",
-)
-async def complete_multipart_upload(request: Request) -> Response:
-    conditions = write_conditions(request.params)
-    document = await receive_structure(request, is_object_checksum=True)
-    parts = document.get("Parts")
-    if not parts:
-        raise malformed("a completed upload needs at least one part")
-    if len(parts) > MAX_PARTS:
-        raise malformed(f"more than {MAX_PARTS} parts")
-    for part in parts:
-        if "PartNumber" not in part or "ETag" not in part:
-            raise malformed("a part needs PartNumber and ETag")
-    numbers = [part["PartNumber"] for part in parts]
-    if any(later < earlier for earlier, later in pairwise(numbers)):
-        raise s3_error("InvalidPartOrder", upload_id=request.params["UploadId"])
-    # A part that was sent twice may be named twice; the last one counts.
-    parts = list({part["PartNumber"]: part for part in parts}.values())
-
-    def complete() -> Response:
-        store = request.service.store
-        wanted = [(part["PartNumber"], bare(part["ETag"])) for part in parts]
+def _write_part(
+    request: Request,
+    upload: UploadInfo,
+    key: DataKey | None,
+    number: int,
+    source: Source,
+    source_bucket: BucketInfo,
+    byte_range: tuple[int, int] | None,
+    algorithm: str,
+) -> PartInfo:
+    """A part from a source where one of the two is encrypted: its bytes are read and written."""
+    store = request.service.store
+    digest = hasher(algorithm)
+    conditions = source_conditions(request.params)
+    with store.get(
+        source.bucket, source.key, version_id=source.version_id, conditions=conditions, range=byte_range
+    ) as reader:
+        request.confirm(reader.info)
+        unlock_source(request, reader, source_bucket)
+        writer = store.part_writer(
+            request.bucket, request.key, upload.upload_id, number, cipher=cipher_of(key)
+        )
         try:
-            upload = _upload(request)
-        except engine_errors.UploadNotFound:
-            # Perhaps a repeated request whose first answer was lost: the engine knows what it completed.
-            checksums: dict[str, str] = {}
-            kind = ""
-        else:
-            checksums, kind = _object_checksums(store, request, upload, parts)
-        told = request.announcing(created, "ObjectCreated:CompleteMultipartUpload")
-        info = told.complete_upload(
-            request.bucket,
-            request.key,
-            request.params["UploadId"],
-            wanted,
-            checksums=checksums,
-            checksum_type=kind,
-            conditions=conditions,
-        )
-        members = {
-            "Location": _location(request),
-            "Bucket": request.bucket,
-            "Key": request.key,
-            "ETag": f'"{info.etag}"',
-            **checksum_members(info.checksums, info.checksum_type),
-        }
-        members.update(expiration_member(request, info))
-        if info.version_id != NULL_VERSION:
-            members["VersionId"] = info.version_id
-        return respond(request.operation, members)
-
-    return await request.service.bridge.run(complete)
-
-
-def _location(request: Request) -> str:
-    scheme = "https" if request.is_tls else "http"
-    path = request.head.raw_path.decode("latin-1")
-    return f"{scheme}://{request.head.headers.get('host', '')}{path}"
-
-
-def _object_checksums(
-    store: Store, request: Request, upload: UploadInfo, parts: list[dict[str, Any]]
-) -> tuple[dict[str, str], str]:
-    """Check what the client says of the parts and the whole, and derive the object's checksum from its parts'."""
-    stored: dict[int, PartInfo] = {}
-    after = 0
-    while True:
-        page = store.list_parts(upload.bucket, upload.key, upload.upload_id, after=after, max_parts=MAX_PAGE)
-        stored.update((part.number, part) for part in page.parts)
-        if not page.truncated or page.next is None:
-            break
-        after = page.next
-    chosen: list[PartInfo] = []
-    for part in parts:
-        found = stored.get(part["PartNumber"])
-        if found is None or found.etag != bare(part["ETag"]):
-            raise _invalid_part(upload, part)
-        for member, algorithm in _PART_CHECKSUMS.items():
-            if member in part and found.checksums.get(algorithm, part[member]) != part[member]:
-                raise _invalid_part(upload, part)
-        chosen.append(found)
-    size = request.params.get("MpuObjectSize")
-    total = sum(part.size for part in chosen)
-    if size is not None and size != total:
-        raise s3_error(
-            "InvalidRequest",
-            f"The provided 'x-amz-mp-object-size' header value {size} does not match what was computed: {total}",
-        )
-    algorithm = upload.checksum_algorithm or DEFAULT_ALGORITHM
-    kind = upload.checksum_type or FULL_OBJECT
-    said_kind = request.params.get("ChecksumType")
-    if said_kind is not None and said_kind != kind:
-        raise s3_error(
-            "InvalidRequest",
-            f"The upload was created using the {kind} checksum mode. The complete request must use the same "
-            "checksum mode.",
-        )
-    if any(algorithm not in part.checksums for part in chosen):
-        return {}, ""
-    if kind == COMPOSITE:
-        value = composite(algorithm, [part.checksums[algorithm] for part in chosen])
-    else:
-        value = combine(algorithm, [(part.checksums[algorithm], part.size) for part in chosen])
-    _check_whole(request, upload, algorithm, value)
-    return {algorithm: value}, kind
-
-
-def _check_whole(request: Request, upload: UploadInfo, algorithm: str, value: str) -> None:
-    """x-amz-checksum-* of the finished object, with or without the number of parts behind it."""
-    for member, named in _PART_CHECKSUMS.items():
-        said = request.params.get(member)
-        if said is None:
-            continue
-        digest = said.strip().partition("-")[0]
-        check_digest(named, digest)
-        if named != algorithm:
-            if upload.checksum_algorithm:
-                raise s3_error(
-                    "InvalidRequest",
-                    f"Checksum Type mismatch occurred, expected checksum Type: {algorithm.lower()}, "
-                    f"actual checksum Type: {named.lower()}",
-                )
-            continue
-        if said.strip() != value and said.strip() != value.partition("-")[0]:
-            raise s3_error("BadDigest", f"The {named} you specified did not match the calculated checksum.")
-
-
-def _invalid_part(upload: UploadInfo, part: dict[str, Any]) -> Exception:
-    return s3_error(
-        "InvalidPart", upload_id=upload.upload_id, part_number=part["PartNumber"], ETag=bare(part["ETag"])
+            for block in reader:
+                digest.update(block)
+                writer.write(block)
+        except BaseException:
+            writer.abort()
+            raise
+    checksums = {algorithm: digest.base64()}
+    if key is None:
+        return writer.commit(checksums=checksums)
+    return writer.commit(
+        checksums=key.encrypt_checksums(checksums, writer.size, number),
+        md5=key.etag(writer.md5_digest(), number),
     )
 
 
@@ -387,7 +321,7 @@ async def abort_multipart_upload(request: Request) -> Response:
     return respond(request.operation, {})
 
 
-@handles("ListParts", "MaxParts PartNumberMarker UploadId")
+@handles("ListParts", f"MaxParts PartNumberMarker UploadId {CUSTOMER_MEMBERS}")
 async def list_parts(request: Request) -> Response:
     params = request.params
     limit = page_size(params, "MaxParts", "max-parts", MAX_PAGE)
@@ -399,13 +333,15 @@ async def list_parts(request: Request) -> Response:
             argument_name="part-number-marker",
             argument_value=marker,
         )
-    upload = _upload(request)
+    upload = upload_of(request)
     listing = await request.service.bridge.run(
         lambda: request.service.store.list_parts(
             request.bucket, request.key, upload.upload_id, after=marker, max_parts=limit
         )
     )
     owner = _initiator(request, upload)
+    key = upload_key(request, upload)
+    shows_checksums = upload.checksum_algorithm and (key is not None or ENVELOPE not in upload.attrs)
     parts = []
     for part in listing.parts:
         members: dict[str, Any] = {
@@ -414,8 +350,8 @@ async def list_parts(request: Request) -> Response:
             "ETag": f'"{part.etag}"',
             "Size": part.size,
         }
-        if upload.checksum_algorithm:
-            members.update(checksum_members(part.checksums, ""))
+        if shows_checksums:
+            members.update(checksum_members(part_checksums(part, key), ""))
         parts.append(members)
     is_truncated = listing.truncated and limit > 0
     return respond(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from cordwood.server.encryption import ENVELOPE
 from cordwood.server.gate import SHARED
 from cordwood.server.handlers.acls import object_attrs
 from cordwood.server.handlers.grants import PERMISSIONS
@@ -20,7 +21,7 @@ from cordwood.server.handlers.tagging import TAGS, tag_attrs
 _ASKING: Final = frozenset(("Tagging", "ACL", *PERMISSIONS, *HEADERS.split()))
 
 # What belongs to one version in one bucket, and never goes along with a copy.
-_NOT_COPIED: Final = frozenset(("owner", "acl", "renamed", RETENTION, HOLD))
+_NOT_COPIED: Final = frozenset(("owner", "acl", "renamed", RETENTION, HOLD, ENVELOPE))
 
 
 def new_attrs(request: Request) -> dict[str, Any]:

@@ -17,8 +17,18 @@ from typing import Any
 from cordwood.engine import ObjectInfo, ObjectReader
 from cordwood.engine import errors as engine_errors
 from cordwood.server.bridge import Bridge
+from cordwood.server.encryption import DataKey
 from cordwood.server.handlers.conditions import if_range_holds, parse_range, read_conditions, version_text
 from cordwood.server.handlers.describe import OVERRIDES, checksum_members, object_members, override_members
+from cordwood.server.handlers.encryption import (
+    CUSTOMER_MEMBERS,
+    check_read_headers,
+    key_for,
+    key_members,
+    part_checksums,
+    plain_checksums,
+    unlock,
+)
 from cordwood.server.handlers.lifecycle import expiration_member
 from cordwood.server.handlers.locking import lock_members
 from cordwood.server.handlers.request import Request, handles
@@ -27,13 +37,17 @@ from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
 
-_TAKES = f"IfMatch IfNoneMatch IfModifiedSince IfUnmodifiedSince Range VersionId PartNumber ChecksumMode {OVERRIDES}"
+_TAKES = (
+    "IfMatch IfNoneMatch IfModifiedSince IfUnmodifiedSince Range VersionId PartNumber ChecksumMode "
+    f"{OVERRIDES} {CUSTOMER_MEMBERS}"
+)
 
 _AT_ONCE_BYTES = 64 << 10  # a range up to this size is read on the loop when it is in memory
 
 
 @handles("GetObject", _TAKES)
 async def get_object(request: Request) -> Response:
+    check_read_headers(request)
     try:
         try:
             reader, is_partial = _open(request, wait=False)
@@ -43,7 +57,8 @@ async def get_object(request: Request) -> Response:
         return not_modified(error.info, request)
     try:
         request.confirm(reader.info)
-        members, status = _members(reader.info, reader, request, is_partial=is_partial)
+        key = unlock(request, reader)
+        members, status = _members(reader.info, reader, request, key, is_partial=is_partial)
         response = respond(request.operation, members, status=status)
         body = reader.inline
         if body is None and reader.length <= _AT_ONCE_BYTES and not reader.info.overhead:
@@ -54,7 +69,7 @@ async def get_object(request: Request) -> Response:
         else:
             response.headers.append(("content-length", str(reader.length)))
             response.on_done = reader.close
-            if request.is_tls:
+            if request.is_tls or key is not None:
                 response.stream = _stream(request.service.bridge, reader)
             else:
                 response.spans = reader.spans()
@@ -66,6 +81,7 @@ async def get_object(request: Request) -> Response:
 
 @handles("HeadObject", _TAKES)
 async def head_object(request: Request) -> Response:
+    check_read_headers(request)
     try:
         try:
             return _head(request, wait=False)
@@ -81,7 +97,8 @@ def _head(request: Request, *, wait: bool = True) -> Response:
         reader, is_partial = _open(request, wait=wait)
         with reader:
             request.confirm(reader.info)
-            members, status = _members(reader.info, reader, request, is_partial=is_partial)
+            key = key_for(request, reader.info)
+            members, status = _members(reader.info, reader, request, key, is_partial=is_partial)
             members["ContentLength"] = reader.length
             return respond(request.operation, members, status=status)
     version = conditions = None
@@ -89,7 +106,7 @@ def _head(request: Request, *, wait: bool = True) -> Response:
         version, conditions = version_text(params), read_conditions(params)
     info = request.service.store.head(*request.target, version_id=version, conditions=conditions, wait=wait)
     request.confirm(info)
-    members, status = _members(info, None, request)
+    members, status = _members(info, None, request, key_for(request, info))
     members["ContentLength"] = info.size
     return respond(request.operation, members, status=status)
 
@@ -149,12 +166,19 @@ def _open(request: Request, *, wait: bool = True) -> tuple[ObjectReader, bool]:
 
 
 def _members(
-    info: ObjectInfo, reader: ObjectReader | None, request: Request, *, is_partial: bool = False
+    info: ObjectInfo,
+    reader: ObjectReader | None,
+    request: Request,
+    key: DataKey | None,
+    *,
+    is_partial: bool = False,
 ) -> tuple[dict[str, Any], int]:
     members = object_members(info, request)
     expiration = expiration_member(request, info)
     if expiration:
         members.update(expiration)
+    if key is not None:
+        members.update(key_members(request, key))
     if info.attrs:
         members.update(lock_members(info.attrs))
         if TAGS in info.attrs:
@@ -164,12 +188,16 @@ def _members(
         status = 206
         members["ContentRange"] = f"bytes {reader.start}-{reader.start + reader.length - 1}/{info.size}"
     if request.params:
-        _add_what_was_asked_for(members, info, reader, request)
+        _add_what_was_asked_for(members, info, reader, request, key)
     return members, status
 
 
 def _add_what_was_asked_for(
-    members: dict[str, Any], info: ObjectInfo, reader: ObjectReader | None, request: Request
+    members: dict[str, Any],
+    info: ObjectInfo,
+    reader: ObjectReader | None,
+    request: Request,
+    key: DataKey | None,
 ) -> None:
     params = request.params
     part_number = params.get("PartNumber")
@@ -179,9 +207,9 @@ def _add_what_was_asked_for(
         if part_number is not None and info.parts_count:
             assert reader is not None
             part = reader.part_sizes()[part_number - 1]
-            members.update(checksum_members(part.checksums, info.checksum_type))
+            members.update(checksum_members(part_checksums(part, key), info.checksum_type))
         elif reader is None or reader.length == info.size:
-            members.update(checksum_members(info.checksums, info.checksum_type))
+            members.update(checksum_members(plain_checksums(info, key), info.checksum_type))
     override_members(members, request)
 
 

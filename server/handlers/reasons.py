@@ -18,7 +18,6 @@ NOT_IMPLEMENTED: Final = {
     "CreateBucketMetadataConfiguration": _TABLES,
     "CreateBucketMetadataTableConfiguration": _TABLES,
     "CreateSession": "a session of a directory bucket, and there are none; temporary credentials come from STS",
-    "DeleteBucketEncryption": "not built yet",
     "DeleteBucketMetadataConfiguration": _TABLES,
     "DeleteBucketMetadataTableConfiguration": _TABLES,
     "DeleteObjectAnnotation": "not built yet",
@@ -26,14 +25,12 @@ NOT_IMPLEMENTED: Final = {
     "GetBucketMetadataTableConfiguration": _TABLES,
     "GetObjectAnnotation": "not built yet",
     "ListObjectAnnotations": "not built yet",
-    "PutBucketEncryption": "not built yet",
     "PutBucketReplication": _REPLICATION,
     "PutObjectAnnotation": "not built yet",
     "SelectObjectContent": "not built yet; AWS closed it to new customers in 2024",
     "UpdateBucketMetadataAnnotationTableConfiguration": _TABLES,
     "UpdateBucketMetadataInventoryTableConfiguration": _TABLES,
     "UpdateBucketMetadataJournalTableConfiguration": _TABLES,
-    "UpdateObjectEncryption": "not built yet",
     "WriteGetObjectResponse": "the answer of an Object Lambda function, which no request here goes through",
 }
 

@@ -16,6 +16,7 @@ from typing import Final, TypeVarTuple
 from cordwood.engine import BucketInfo, ObjectInfo, Outbox, Store
 from cordwood.server.bridge import Bridge
 from cordwood.server.buffers import Buffers
+from cordwood.server.encryption import Encryption
 from cordwood.server.gate import NOBODY, Demand, Gate
 from cordwood.server.log_keeper import LogKeeper, Watch
 from cordwood.server.notifications import NOTIFICATION, Occasion, Tell, messages
@@ -39,6 +40,7 @@ class Service:
     gate: Gate
     """For a second resource, as in a copy, and for those that the body names."""
     access_logs: LogKeeper
+    encryption: Encryption
     outbox: Outbox
     targets: frozenset[str]
     """The ARNs that event notifications can go to."""

@@ -18,7 +18,6 @@ from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
 
 NOT_CONFIGURED: Final = {
-    "GetBucketEncryption": "ServerSideEncryptionConfigurationNotFoundError",
     "GetBucketReplication": "ReplicationConfigurationNotFoundError",
 }
 

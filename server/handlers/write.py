@@ -6,6 +6,7 @@ Invariant: a 200 leaves only after the engine's future says that the object is d
 
 from __future__ import annotations
 
+from cordwood.server.encryption import ENVELOPE
 from cordwood.server.handlers.append import append_object
 from cordwood.server.handlers.conditions import NULL_VERSION, write_conditions
 from cordwood.server.handlers.describe import (
@@ -15,6 +16,7 @@ from cordwood.server.handlers.describe import (
     system_headers,
     user_metadata,
 )
+from cordwood.server.handlers.encryption import WISH_MEMBERS, cipher_of, key_members, new_key
 from cordwood.server.handlers.ingest import DEFAULT_ALGORITHM, ingest, integrity
 from cordwood.server.handlers.lifecycle import expiration_member
 from cordwood.server.handlers.new_object import new_attrs
@@ -26,13 +28,18 @@ from cordwood.server.wire.message import Response
 FULL_OBJECT = "FULL_OBJECT"
 
 
-@handles("PutObject", f"Body ContentLength {DESCRIPTION} IfMatch IfNoneMatch WriteOffsetBytes", has_body=True)
+@handles(
+    "PutObject",
+    f"Body ContentLength {DESCRIPTION} {WISH_MEMBERS} IfMatch IfNoneMatch WriteOffsetBytes",
+    has_body=True,
+)
 async def put_object(request: Request) -> Response:
     params = request.params
     if "WriteOffsetBytes" in params:
         return await append_object(request)
     checks = integrity(request)
     conditions = write_conditions(params)
+    key = await new_key(request)
     event = "ObjectCreated:Post" if request.head.method == "POST" else "ObjectCreated:Put"
     writer = request.announcing(created, event).writer(
         request.bucket,
@@ -41,18 +48,30 @@ async def put_object(request: Request) -> Response:
         metadata=user_metadata(params),
         storage_class=storage_class(params),
         attrs=new_attrs(request),
+        cipher=cipher_of(key),
     )
     checksums = await ingest(request, writer, checks, (checks.algorithm or DEFAULT_ALGORITHM,))
     bridge = request.service.bridge
     try:
+        stored, attrs, md5 = checksums, None, None
+        if key is not None:
+            stored = key.encrypt_checksums(checksums, writer.size)
+            attrs, md5 = {ENVELOPE: key.finished(writer.size)}, key.etag(writer.md5_digest())
         future = writer.commit_async(
-            conditions=conditions, checksums=checksums, checksum_type=FULL_OBJECT, wake=False
+            conditions=conditions,
+            checksums=stored,
+            checksum_type=FULL_OBJECT,
+            attrs=attrs,
+            md5=md5,
+            wake=False,
         )
     except BaseException:
         writer.abort()
         raise
     info = await bridge.committed(future)
-    members = {"ETag": f'"{info.etag}"', **checksum_members(info.checksums, info.checksum_type)}
+    members = {"ETag": f'"{info.etag}"', **checksum_members(checksums, info.checksum_type)}
+    if key is not None:
+        members.update(key_members(request, key))
     expiration = expiration_member(request, info)
     if expiration:
         members.update(expiration)

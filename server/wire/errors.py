@@ -118,6 +118,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
         400,
         "The write offset value that you specified does not match the current object size.",
     ),
+    "KMS.NotFoundException": (400, "The specified key does not exist"),
     "KeyTooLongError": (400, "Your key is too long"),
     "MalformedACLError": (
         400,

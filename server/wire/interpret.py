@@ -130,8 +130,6 @@ def _bad_value(member: str, wire_name: str, kind: str, text: str) -> S3Error:
     """What AWS answers for a value that does not fit."""
     if member == "StorageClass":
         return s3_error("InvalidStorageClass", storage_class_requested=text)
-    if member == "ServerSideEncryption":
-        return s3_error("InvalidEncryptionAlgorithmError", argument_name=wire_name, argument_value=text)
     if member == "ChecksumAlgorithm":
         if wire_name == "x-amz-sdk-checksum-algorithm":
             return s3_error("InvalidRequest", f"Value for {wire_name} header is invalid.")
@@ -155,6 +153,7 @@ def _bad_value(member: str, wire_name: str, kind: str, text: str) -> S3Error:
 _MESSAGES: Final = {
     "EncodingType": "Invalid Encoding Method specified in Request",
     "MetadataDirective": "Unknown metadata directive.",
+    "ServerSideEncryption": "The encryption method specified is not supported",
     "TaggingDirective": "Unknown tagging directive.",
     "ObjectAttributes": "Invalid attribute name specified.",
     "OptionalObjectAttributes": "Invalid attribute name specified",

@@ -42,7 +42,8 @@ class PostPolicy:
         values = {**fields, "bucket": bucket}
         named = set()
         for operator, field, wanted in self.conditions:
-            actual = values.get(field)
+            # A field that may have any value may also be left out.
+            actual = values.get(field, "" if operator == "starts-with" and not wanted else None)
             named.add(field)
             if actual is None or not _fits(operator, field, actual, wanted):
                 raise _refused(f'Policy Condition failed: ["{operator}", "${field}", "{wanted}"]')

@@ -53,8 +53,10 @@ def test_every_setting_can_be_given_in_every_layer(file: Path) -> None:
         "compaction_full_time": "23:59", "compaction_multipart_ttl_secs": "60", "compaction_grace": "1m",
         "compaction_rate": "1MiB", "compaction_dry_run": "true", "scrub_days": "7",
         "lifecycle_interval": "5m", "lifecycle_dry_run": "true", "lifecycle_day": "10s",
-        "bucket_logging_interval": "1m", "notification_queue_max": "9",
+        "notification_queue_max": "9",
         "torrent_tracker": "http://tracker.example/announce",
+        "bucket_logging_interval": "1m", "master_key_file": "/k/master", "kms_key_file": "/k/kms",
+        "default_encryption": "AES256", "require_tls_for_customer_keys": "true",
     }  # fmt: skip
     assert set(texts) == {name for name, row in SETTINGS.items() if not row.is_file_only}
     file.write_text("".join(f'{name} = "{text}"\n' for name, text in texts.items()))
