@@ -41,7 +41,7 @@ def test_sizes_modes_processes_and_the_time_of_maintenance_do_not_change_an_answ
         steps, wanted = first.steps, observe(first.store)
         first.close()
         for number, options in enumerate(WAYS):
-            assert replay(top / str(number), steps, number, maintenance=0.02, **options) == wanted
+            assert replay(top / str(number), steps, number, maintenance=0.01, **options) == wanted
 
 
 class Choices:
