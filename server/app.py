@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from cordwood.engine import BucketInfo, ObjectInfo, Outbox, Store
+from cordwood.engine import BucketInfo, ObjectInfo, Store
 from cordwood.engine import errors as engine_errors
 from cordwood.server.bridge import Bridge
 from cordwood.server.encryption import Encryption, Keys, Wish
@@ -28,6 +28,7 @@ from cordwood.server.handlers.form_upload import receive_form
 from cordwood.server.keyring import KeyFile
 from cordwood.server.log_keeper import LogKeeper, Watch
 from cordwood.server.log_record import LOGGING
+from cordwood.server.notifications import Announcer
 from cordwood.server.sessions import NAME as SESSION_KEY
 from cordwood.server.sessions import Sessions
 from cordwood.server.sts import SecurityTokens
@@ -150,7 +151,8 @@ class Application:
         bridge = Bridge(store.start_commits)
         self._tokens = SecurityTokens(sessions, bridge, region)
         self._gate = Gate(store, bridge, credentials, region=region, is_open=is_open)
-        self.access_logs = LogKeeper(store, bridge, self._gate, region)
+        announcer = Announcer(store, targets, region)
+        self.access_logs = LogKeeper(store, bridge, self._gate, announcer, region)
         if encryption is None:
             encryption = Encryption(Keys(KeyFile(store.path / MASTER_KEYS)))
         self._service = Service(
@@ -160,8 +162,7 @@ class Application:
             self._gate,
             self.access_logs,
             encryption,
-            Outbox(store),
-            frozenset(targets),
+            announcer,
             torrent_tracker,
         )
 

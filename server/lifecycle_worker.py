@@ -16,16 +16,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from cordwood.engine import BucketInfo, Conditions, DeleteResult, ObjectEntry, Outbox, Store, errors
+from cordwood.engine import BucketInfo, Conditions, DeleteResult, ObjectEntry, Store, errors
 from cordwood.server.lifecycle import DAY_MS, LIFECYCLE, Rule, after, compiled
 from cordwood.server.log_record import LOGGING, Record, entry_of
 from cordwood.server.log_spool import SPOOL, LogSpool
-from cordwood.server.notifications import NOTIFICATION, Occasion, messages, removed
+from cordwood.server.notifications import Announcer, Cause, removed
 
 log = logging.getLogger("cordwood.lifecycle")
 
 _PAGE = 1000
-_OURSELVES = "s3.amazonaws.com"  # who asked, and from where, when nobody did
+_OURSELVES = Cause("s3.amazonaws.com", "s3.amazonaws.com")  # who asked, and from where, when nobody did
 
 Removal = tuple[str, str | None, Conditions | None]
 
@@ -59,10 +59,8 @@ class LifecycleWorker:
         targets: frozenset[str] = frozenset(),
     ) -> None:
         self._store = store
-        self._outbox = Outbox(store)
+        self._announcer = Announcer(store, targets, region)
         self._spool = LogSpool(store.path / SPOOL)
-        self._region = region
-        self._targets = targets
         self._day_ms = day_ms
         self._dry_run = dry_run
         self._should_stop = should_stop
@@ -194,21 +192,8 @@ class LifecycleWorker:
 
     def _announcing(self, info: BucketInfo, batch: list[Removal]) -> Store:
         """The store, with messages about the removals where the bucket's configuration wants them."""
-        configuration = info.attrs.get(NOTIFICATION)
-        if configuration is None:
-            return self._store
-        occasion = Occasion(
-            info.name,
-            info.attrs.get("owner", {"id": ""})["id"],
-            self._region,
-            _OURSELVES,
-            _OURSELVES,
-            has_versioning=info.versioning != "",
-        )
-        tell = removed([(key, version_id) for key, version_id, _ in batch], family="LifecycleExpiration")
-        return self._outbox.announcing(
-            lambda result, clock: messages(configuration, self._targets, occasion, tell(result), clock)
-        )
+        wanted = [(key, version_id) for key, version_id, _ in batch]
+        return self._announcer(info, _OURSELVES, removed, wanted, "LifecycleExpiration")
 
     # --- uploads ----------------------------------------------------------------------------------------------
 

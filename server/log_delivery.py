@@ -17,14 +17,16 @@ from typing import Any, Final
 
 from cordwood.engine import BucketInfo, Store, errors
 from cordwood.server.acl import Grant, dumped, private
-from cordwood.server.log_record import EVENT_TIME, SIMPLE, Destination, Entry, may_deliver
+from cordwood.server.log_record import EVENT_TIME, SERVICE, SIMPLE, Destination, Entry, may_deliver
 from cordwood.server.log_spool import LogSpool
+from cordwood.server.notifications import Announcer, Cause, created
 from cordwood.server.wire.checksums import hasher
 
 log = logging.getLogger("cordwood.log_delivery")
 
 _DAY_MS: Final = 86_400_000
 _UNIQUE_BYTES: Final = 8
+_CAUSE: Final = Cause(SERVICE.service, SERVICE.service)
 
 Group = tuple[Destination, str, str, int]
 """Destination, source bucket and its owner (both "" where an object may hold records of several), day."""
@@ -33,14 +35,20 @@ Group = tuple[Destination, str, str, int]
 class LogDelivery:
     """Blocking; for a thread."""
 
-    def __init__(self, store: Store, spool: LogSpool, region: str) -> None:
+    def __init__(self, store: Store, spool: LogSpool, announcer: Announcer, region: str) -> None:
         self._store = store
+        self._announcer = announcer
         self._spool = spool
         self._region = region
 
     def run(self) -> None:
         """Deliver what waits in the spool."""
-        for spooled in self._spool.due():
+        try:
+            due = self._spool.due()
+        except OSError as error:
+            log.error("access logs cannot be looked for: %s", error)
+            return
+        for spooled in due:
             try:
                 self._deliver(self._spool.read(spooled))
             except (errors.CordwoodError, OSError) as error:
@@ -85,7 +93,7 @@ class LogDelivery:
         body = "".join(f"{line}\n" for line in lines).encode()
         digest = hasher("CRC64NVME")
         digest.update(body)
-        self._store.put(
+        self._announcer(target, _CAUSE, created, "ObjectCreated:Put").put(
             destination.bucket,
             key,
             body,

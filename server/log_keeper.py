@@ -22,6 +22,7 @@ from cordwood.server.gate import Demand, Gate
 from cordwood.server.log_delivery import LogDelivery
 from cordwood.server.log_record import LOGGING, Record, entry_of, operation_name
 from cordwood.server.log_spool import SPOOL, LogSpool
+from cordwood.server.notifications import Announcer
 from cordwood.server.wire.errors import S3Error, render_error
 from cordwood.server.wire.message import Body, PeerInfo, RequestHead, Response, Span, Spans
 from cordwood.server.wire.route import Route
@@ -34,12 +35,12 @@ _NO_BODY_STATUS: Final = frozenset((204, 304))
 class LogKeeper:
     """One per worker."""
 
-    def __init__(self, store: Store, bridge: Bridge, gate: Gate, region: str) -> None:
+    def __init__(self, store: Store, bridge: Bridge, gate: Gate, announcer: Announcer, region: str) -> None:
         self._store = store
         self._bridge = bridge
         self._gate = gate
         self._spool = LogSpool(store.path / SPOOL)
-        self._delivery = LogDelivery(store, self._spool, region)
+        self._delivery = LogDelivery(store, self._spool, announcer, region)
         self._is_full = trio.Event()
 
     async def run(self, interval_s: float) -> None:

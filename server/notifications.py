@@ -1,6 +1,6 @@
 """Event notifications: which events a bucket tells to whom, and what a message says.
 
-Must not know: the wire, the store, how messages are kept and delivered.
+Must not know: the wire, how messages are kept and delivered.
 Invariants:
 * A configuration that `overlapping` lets through sends each event at most once to each kind of place in it.
 * A message is made without I/O, from what is given: it is made inside the commit.
@@ -15,12 +15,12 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVarTuple
 from urllib.parse import quote, quote_plus
 
 import msgspec
 
-from cordwood.engine import DeleteResult, ObjectInfo
+from cordwood.engine import BucketInfo, DeleteResult, ObjectInfo, Outbox, Store
 from cordwood.server.config_values import kind_of_arn
 
 NOTIFICATION: Final = "notification"
@@ -29,6 +29,8 @@ NOTIFICATION: Final = "notification"
 # Events of this family have the later version of the record.
 _LATER: Final = ("LifecycleExpiration:", "ObjectTagging:", "ObjectAcl:", "ObjectRetention:")
 _encode: Final = msgspec.json.Encoder().encode
+
+Ts = TypeVarTuple("Ts")
 
 
 def topic_of(arn: str) -> str:
@@ -154,15 +156,12 @@ def touched(event: str, key: str) -> Tell:
 
 @dataclass(frozen=True, slots=True)
 class Occasion:
-    """The request (or the work of the server itself) that changed something in a bucket."""
+    """Where something was changed, and by whom: by a request, or by the server itself."""
 
     bucket: str
     owner_id: str
     region: str
-    requester: str
-    address: str
-    request_id: str = ""
-    host_id: str = ""
+    cause: Cause
     has_versioning: bool = False
 
 
@@ -189,6 +188,49 @@ def messages(
             if event is not None:
                 found.append((topic_of(bus), b"D" + _encode(event)))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Who made a change, as its messages name it."""
+
+    requester: str
+    address: str
+    request_id: str = ""
+    host_id: str = ""
+
+
+class Announcer:
+    """Gives changes their messages. One per process; `targets` are those that the operator has set up."""
+
+    def __init__(self, store: Store, targets: Iterable[str], region: str) -> None:
+        self._store = store
+        self._outbox = Outbox(store)
+        self._region = region
+        self.targets = frozenset(targets)
+
+    def __call__(self, info: BucketInfo, cause: Cause, telling: Callable[[*Ts], Tell], *about: *Ts) -> Store:
+        """The store, for a change in a bucket that `telling(*about)` puts into words: with messages to whoever the
+        bucket's configuration has hear of it, in the same commit."""
+        configuration = info.attrs.get(NOTIFICATION)
+        if configuration is None:
+            return self._store
+        tell = telling(*about)
+        occasion = Occasion(
+            info.name,
+            info.attrs.get("owner", {"id": ""})["id"],
+            self._region,
+            cause,
+            has_versioning=info.versioning != "",
+        )
+        return self._outbox.announcing(
+            lambda result, clock: messages(configuration, self.targets, occasion, tell(result), clock)
+        )
+
+    def saying(self, said: Iterable[tuple[str, bytes]]) -> Store:
+        """The store, for one change that takes these messages (topic, body) along."""
+        found = list(said)
+        return self._outbox.announcing(lambda _result, _clock: found)
 
 
 def documents(bodies: Sequence[bytes]) -> list[bytes]:
@@ -245,9 +287,12 @@ def _record(rule: Rule, occasion: Occasion, change: Change, clock: int) -> dict[
         "awsRegion": occasion.region,
         "eventTime": _iso(_seconds(clock)),
         "eventName": change.event,
-        "userIdentity": {"principalId": occasion.requester},
-        "requestParameters": {"sourceIPAddress": occasion.address},
-        "responseElements": {"x-amz-request-id": occasion.request_id, "x-amz-id-2": occasion.host_id},
+        "userIdentity": {"principalId": occasion.cause.requester},
+        "requestParameters": {"sourceIPAddress": occasion.cause.address},
+        "responseElements": {
+            "x-amz-request-id": occasion.cause.request_id,
+            "x-amz-id-2": occasion.cause.host_id,
+        },
         "s3": {
             "s3SchemaVersion": "1.0",
             "configurationId": rule.id,
@@ -312,9 +357,9 @@ def _bus_event(occasion: Occasion, change: Change, clock: int) -> dict[str, Any]
             "version": "0",
             "bucket": {"name": occasion.bucket},
             "object": thing,
-            "request-id": occasion.request_id,
-            "requester": occasion.requester,
-            "source-ip-address": occasion.address,
+            "request-id": occasion.cause.request_id,
+            "requester": occasion.cause.requester,
+            "source-ip-address": occasion.cause.address,
             **more,
         },
     }

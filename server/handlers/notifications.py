@@ -90,12 +90,9 @@ async def put_bucket_notification_configuration(request: Request) -> Response:
         configuration = {"rules": [rule.dumped() for rule in rules], "eventbridge": has_bus}
     service, head = request.service, request.head
 
-    def announce(_result: Any, _clock: int) -> list[tuple[str, bytes]]:
-        body = trial(request.bucket, head.request_id, head.host_id, time.time())
-        arns = dict.fromkeys(rule.arn for rule in rules if rule.kind in ("Topic", "Queue"))
-        return [(topic_of(arn), body) for arn in arns if is_checked]
-
-    store = service.outbox.announcing(announce)
+    body = trial(request.bucket, head.request_id, head.host_id, time.time())
+    arns = dict.fromkeys(rule.arn for rule in rules if rule.kind in ("Topic", "Queue"))
+    store = service.announcer.saying((topic_of(arn), body) for arn in arns if is_checked)
     await service.bridge.run(lambda: store.update_bucket(request.bucket, attrs={NOTIFICATION: configuration}))
     return respond(request.operation, {})
 
@@ -128,7 +125,7 @@ def _rule(kind: str, entry: dict[str, Any], arn_member: str) -> Rule:
 
 
 def _check_destinations(request: Request, rules: Sequence[Rule], *, has_bus: bool) -> None:
-    targets = request.service.targets
+    targets = request.service.announcer.targets
     wrong = [
         (rule.arn, f"The destination {_NAMES[rule.kind]} does not exist")
         for rule in rules

@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVarTuple
 
-from cordwood.engine import BucketInfo, ObjectInfo, Outbox, Store
+from cordwood.engine import BucketInfo, ObjectInfo, Store
 from cordwood.server.bridge import Bridge
 from cordwood.server.buffers import Buffers
 from cordwood.server.encryption import Encryption
-from cordwood.server.gate import NOBODY, Demand, Gate
+from cordwood.server.gate import Demand, Gate
 from cordwood.server.log_keeper import LogKeeper, Watch
-from cordwood.server.notifications import NOTIFICATION, Occasion, Tell, messages
+from cordwood.server.notifications import NOTIFICATION, Announcer, Cause, Tell
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import Params
 from cordwood.server.wire.message import Body, PeerInfo, RequestHead, Response
@@ -41,9 +41,7 @@ class Service:
     """For a second resource, as in a copy, and for those that the body names."""
     access_logs: LogKeeper
     encryption: Encryption
-    outbox: Outbox
-    targets: frozenset[str]
-    """The ARNs that event notifications can go to."""
+    announcer: Announcer
     torrent_tracker: str
     """The announce URL of torrents; "" where there are none."""
     buffers: Buffers = field(default_factory=Buffers)
@@ -95,25 +93,12 @@ class Request:
         """The store, for a change that `telling(*about)` puts into words: with messages to whoever the bucket's
         configuration has hear of it, in the same commit."""
         info = self.bucket_info
-        configuration = info.attrs.get(NOTIFICATION) if info is not None else None
-        service = self.service
-        if info is None or configuration is None:
-            return service.store
-        tell = telling(*about)
-        identity = self.verified.identity
-        occasion = Occasion(
-            info.name,
-            info.attrs.get("owner", NOBODY)["id"],
-            service.region,
-            "Anonymous" if identity.is_anonymous else identity.owner_id,
-            self.peer.address,
-            self.head.request_id,
-            self.head.host_id,
-            self.has_versioning,
-        )
-        return service.outbox.announcing(
-            lambda result, clock: messages(configuration, service.targets, occasion, tell(result), clock)
-        )
+        if info is None or NOTIFICATION not in info.attrs:
+            return self.service.store
+        identity, head = self.verified.identity, self.head
+        requester = "Anonymous" if identity.is_anonymous else identity.owner_id
+        cause = Cause(requester, self.peer.address, head.request_id, head.host_id)
+        return self.service.announcer(info, cause, telling, *about)
 
     @property
     def is_tls(self) -> bool:

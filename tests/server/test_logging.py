@@ -20,6 +20,7 @@ from cordwood.server.lifecycle_worker import LifecycleWorker
 from cordwood.server.log_delivery import LogDelivery
 from cordwood.server.log_record import Destination, Entry, Record, may_deliver
 from cordwood.server.log_spool import LogSpool
+from cordwood.server.notifications import Announcer
 from tests.server.conftest import ALICE, BOB, LiveServer
 
 DELIVERY = "http://acs.amazonaws.com/groups/s3/LogDelivery"
@@ -462,7 +463,7 @@ def test_what_cannot_be_put_now_is_put_later(s3: Any, store: Store, monkeypatch:
     s3.create_bucket(Bucket="logs")
     let_in(s3, "logs")
     spool = LogSpool(store.path / "other-logs")
-    delivery = LogDelivery(store, spool, "us-east-1")
+    delivery = LogDelivery(store, spool, Announcer(store, (), "us-east-1"), "us-east-1")
     spool.append(entry("kept"))
 
     def full(*_: Any, **__: Any) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import trio
@@ -26,6 +27,7 @@ from cordwood.server.notifications import documents, topic_of
 from cordwood.server.notifier import deliver
 from tests.cli.harness import eventually, serving
 from tests.server.conftest import ALICE, LiveServer
+from tests.server.test_logging import enable, let_in
 
 QUEUE = "arn:aws:sqs:us-east-1:000000000000:queue"
 TOPIC = "arn:aws:sns:us-east-1:000000000000:topic"
@@ -359,6 +361,36 @@ def test_what_lifecycle_rules_remove_is_told(s3: Any, store: Store) -> None:
     assert {each["eventName"] for each in found} == {"LifecycleExpiration:DeleteMarkerCreated"}
     assert {each["s3"]["object"]["key"] for each in found} == {"old", "versioned"}
     assert found[0]["requestParameters"]["sourceIPAddress"] == "s3.amazonaws.com"
+
+
+def test_the_delivery_of_an_access_log_is_told_too(s3: Any, store: Store, server: LiveServer) -> None:
+    s3.create_bucket(Bucket="logs")
+    let_in(s3, "logs")
+    enable(s3)
+    s3.put_bucket_notification_configuration(Bucket="logs", NotificationConfiguration=queue())
+    waiting(store)
+    s3.list_objects_v2(Bucket="bkt")
+    server.deliver_logs()
+    (record,) = records(store)
+    assert record["s3"]["object"]["key"].startswith("log/")
+    assert record["userIdentity"] == {"principalId": "logging.s3.amazonaws.com"}
+
+
+def test_nobody_reaches_the_queue_through_the_api(s3: Any, store: Store, server: LiveServer) -> None:
+    configure(s3, queue())
+    (message,) = Outbox(store).peek(topic_of(QUEUE), 1)
+    name = quote(message.name)
+    for method, path in (
+        ("GET", "/.outbox"),
+        ("GET", f"/.outbox/{name}"),
+        ("PUT", "/.outbox/x"),
+        ("DELETE", "/.outbox"),
+    ):
+        assert server.request(method, path).code == "NoSuchBucket", path
+    assert server.request("PUT", "/.outbox").code == "InvalidBucketName"
+    copied = server.request("PUT", "/bkt/copy", headers={"x-amz-copy-source": f".outbox/{name}"})
+    assert copied.code == "NoSuchBucket"
+    assert [each["Name"] for each in s3.list_buckets()["Buckets"]] == ["bkt"]
 
 
 # --- delivery -----------------------------------------------------------------------------------------------------
