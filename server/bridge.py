@@ -2,7 +2,9 @@
 
 Must not know: HTTP, S3, what the calls that it runs do.
 Invariants:
-* Nothing that may block runs on the loop: `submit` and `run` hand it to one of at most `threads` worker threads.
+* Nothing that may block runs on the loop: `submit` and `run` hand it to one of at most `threads` worker threads. What
+  takes only the processor, and much of it, has threads of its own (`compute`), one for each core: it must not keep
+  those from their work who only need to read a file.
 * A commit that finishes in the engine's own thread wakes the loop once, however many requests it finishes: the first
   finished future schedules one drain, the others only join the queue.
 * Commits that begin in one pass of the loop go to the engine together: `committed` wakes its thread once, behind them.
@@ -16,6 +18,7 @@ schedules the next one.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +40,7 @@ class Bridge:
         self._starter: trio.lowlevel.Task | None = None
         trio.lowlevel.spawn_system_task(self._start_commits_behind)
         self._pool = ThreadPoolExecutor(threads, "cordwood-bridge")
+        self._computing = ThreadPoolExecutor(os.cpu_count() or 1, "cordwood-compute")
         self._token = trio.lowlevel.current_trio_token()
         self._finished: deque[_Waiter] = deque()
         self._scheduled = False
@@ -44,6 +48,10 @@ class Bridge:
     def submit(self, function: Callable[[*Ts], T], *args: *Ts) -> Future[T]:
         """Start `function` in a thread; whoever submits must `wait` or `join`."""
         return self._pool.submit(function, *args)
+
+    def compute(self, function: Callable[[*Ts], T], *args: *Ts) -> Future[T]:
+        """Start `function`, which never blocks, in a thread for such."""
+        return self._computing.submit(function, *args)
 
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Call `function` in a thread and wait for its end, come what may."""

@@ -28,7 +28,7 @@ from cordwood.server.wire.message import Body
 
 _MOST_BUFFERS: Final = 4
 _ALONE_BYTES: Final = 256 << 10  # up to this a second thread's waking costs more than it gains
-_ITEMS_IN_A_ROW: Final = 8  # then a lane lets others have the thread
+_ITEMS_IN_A_ROW: Final = 2  # then a lane lets others have the thread
 
 T = TypeVar("T")
 
@@ -88,8 +88,8 @@ class _Flow:
         self._bridge = bridge
         self._buffers = buffers
         self._sink = sink
-        self._storing = _Lane(bridge, self._store)
-        self._digesting = None if is_short else _Lane(bridge, self._digest)
+        self._storing = _Lane(bridge.submit, self._store)
+        self._digesting = None if is_short else _Lane(bridge.compute, self._digest)
         self._all: list[_Filled] = []
         self._free: deque[_Filled] = deque()
         self._lock = threading.Lock()
@@ -184,8 +184,8 @@ class _Flow:
 class _Lane(Generic[T]):
     """Work for one body, done in order, by at most one thread at a time. `work` must not raise."""
 
-    def __init__(self, bridge: Bridge, work: Callable[[T], None]) -> None:
-        self._bridge = bridge
+    def __init__(self, start: Callable[[Callable[[], None]], object], work: Callable[[T], None]) -> None:
+        self._start = start
         self._work = work
         self._items: deque[T] = deque()
         self._lock = threading.Lock()
@@ -197,7 +197,7 @@ class _Lane(Generic[T]):
             if self._is_running:
                 return
             self._is_running = True
-        self._bridge.submit(self._run)
+        self._start(self._run)
 
     def _run(self) -> None:
         for _ in range(_ITEMS_IN_A_ROW):
@@ -207,4 +207,4 @@ class _Lane(Generic[T]):
                     return
                 item = self._items.popleft()
             self._work(item)
-        self._bridge.submit(self._run)
+        self._start(self._run)
