@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cordwood.engine.chunks import body_offset, read_blocks, read_chunk, verify
+from cordwood.engine.chunks import body_offset, is_ready, read_blocks, read_chunk, verify
 from cordwood.engine.cipher import Cipher
 from cordwood.engine.core import MOVED_RETRIES, Core, Moved
 from cordwood.engine.errors import Corrupt, InvalidState
@@ -267,7 +267,7 @@ class Spans:
             return None
         ref, _, first, last = piece
         hinted = self._core.volumes.opened(ref.volume)
-        if hinted is not None and self._verified.knows(hinted, ref.offset, ref.id):
+        if hinted is not None and is_ready(self._verified, hinted, ref.offset, ref, first, last):
             # Good bytes stay good though the chunk was copied elsewhere meanwhile: no need to ask the index.
             self._put_back = None
             return Span(hinted.fd, body_offset(ref.offset, ref) + first, last - first, hinted)

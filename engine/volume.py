@@ -51,6 +51,7 @@ _HEAD_WINDOW = 1024  # most heads end within it
 _BEGIN_SYNC_SIZE = 8 << 20
 _OPEN_VOLUMES_MAX = 512
 _JOINED_MAX = 4 << 20
+_JOINED_FROM = 8  # the three pieces of a chunk are not worth a copy of a MiB
 
 
 def volume_name(volume: int) -> str:
@@ -309,7 +310,7 @@ class ActiveVolume:
                 length = record_length(len(head), len(body))
                 places.append(Place(self.id, position, length))
                 position += length
-            if position - self.tail <= _JOINED_MAX:
+            if len(buffers) >= _JOINED_FROM and position - self.tail <= _JOINED_MAX:
                 buffers = [b"".join(buffers)]  # one copy costs less than handing over thousands of pieces
             try:
                 self._fs.write_all(self._fd, buffers, self.tail)
