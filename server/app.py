@@ -152,9 +152,9 @@ class Application:
         self._tokens = SecurityTokens(sessions, bridge, region)
         self._gate = Gate(store, bridge, credentials, region=region, is_open=is_open)
         announcer = Announcer(store, targets, region)
-        self.access_logs = LogKeeper(store, bridge, self._gate, announcer, region)
         if encryption is None:
             encryption = Encryption(Keys(KeyFile(store.path / MASTER_KEYS)))
+        self.access_logs = LogKeeper(store, bridge, self._gate, announcer, encryption, region)
         self._service = Service(
             store,
             bridge,

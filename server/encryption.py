@@ -39,6 +39,9 @@ from cordwood.server.wire.errors import S3Error, s3_error
 
 log = logging.getLogger("cordwood.keys")
 
+ENCRYPTION: Final = "encryption"
+"""The attribute of a bucket that holds its default encryption."""
+
 ENVELOPE: Final = "envelope"
 """The attribute of an object or upload that holds its envelope."""
 
@@ -226,6 +229,13 @@ class Encryption:
     default: Wish | None = None
     must_have_tls: bool = False
     """Refuse customers' keys that come over a connection without TLS."""
+
+    def default_of(self, bucket: Mapping[str, Any]) -> Wish | None:
+        """How what is written into a bucket with these attributes is encrypted when nobody says."""
+        stored = bucket.get(ENCRYPTION)
+        if stored is None or "kind" not in stored:
+            return self.default
+        return Wish(stored["kind"], stored.get("key", ""), "", stored.get("has_bucket_key"))
 
 
 class Keys:

@@ -17,10 +17,12 @@ from typing import Any, Final
 
 from cordwood.engine import BucketInfo, Store, errors
 from cordwood.server.acl import Grant, dumped, private
+from cordwood.server.encryption import ENVELOPE, Encryption
 from cordwood.server.log_record import EVENT_TIME, SERVICE, SIMPLE, Destination, Entry, may_deliver
 from cordwood.server.log_spool import LogSpool
 from cordwood.server.notifications import Announcer, Cause, created
 from cordwood.server.wire.checksums import hasher
+from cordwood.server.wire.errors import S3Error
 
 log = logging.getLogger("cordwood.log_delivery")
 
@@ -35,9 +37,12 @@ Group = tuple[Destination, str, str, int]
 class LogDelivery:
     """Blocking; for a thread."""
 
-    def __init__(self, store: Store, spool: LogSpool, announcer: Announcer, region: str) -> None:
+    def __init__(
+        self, store: Store, spool: LogSpool, announcer: Announcer, encryption: Encryption, region: str
+    ) -> None:
         self._store = store
         self._announcer = announcer
+        self._encryption = encryption
         self._spool = spool
         self._region = region
 
@@ -51,7 +56,7 @@ class LogDelivery:
         for spooled in due:
             try:
                 self._deliver(self._spool.read(spooled))
-            except (errors.CordwoodError, OSError) as error:
+            except (errors.CordwoodError, S3Error, OSError) as error:
                 self._spool.keep(spooled)
                 log.error("access logs could not be delivered, to be tried again: %s", error)
             else:
@@ -91,17 +96,31 @@ class LogDelivery:
         if not lines:
             return
         body = "".join(f"{line}\n" for line in lines).encode()
+        self._write(target, key, body, _attrs(target, destination.grants))
+
+    def _write(self, target: BucketInfo, key: str, body: bytes, attrs: dict[str, Any]) -> None:
+        """One log object, encrypted where its bucket's default says so."""
         digest = hasher("CRC64NVME")
         digest.update(body)
-        self._announcer(target, _CAUSE, created, "ObjectCreated:Put").put(
-            destination.bucket,
+        checksums = {"CRC64NVME": digest.base64()}
+        wish = self._encryption.default_of(target.attrs)
+        data_key = self._encryption.keys.make(wish, target.id) if wish is not None else None
+        writer = self._announcer(target, _CAUSE, created, "ObjectCreated:Put").writer(
+            target.name,
             key,
-            body,
             headers={"content-type": "text/plain"},
-            checksums={"CRC64NVME": digest.base64()},
-            checksum_type="FULL_OBJECT",
-            attrs=_attrs(target, destination.grants),
+            attrs=attrs,
+            cipher=data_key.cipher if data_key is not None else None,
         )
+        writer.write(body)
+        more: dict[str, Any] = {"checksums": checksums}
+        if data_key is not None:
+            more = {
+                "checksums": data_key.encrypt_checksums(checksums, writer.size),
+                "attrs": {ENVELOPE: data_key.finished(writer.size)},
+                "md5": data_key.etag(writer.md5_digest()),
+            }
+        writer.commit(checksum_type="FULL_OBJECT", **more)
 
 
 def _grouped(entries: Iterable[Entry]) -> dict[Group, list[Entry]]:

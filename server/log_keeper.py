@@ -18,6 +18,7 @@ import trio
 from cordwood.engine import BucketInfo, Store
 from cordwood.engine import errors as engine_errors
 from cordwood.server.bridge import Bridge
+from cordwood.server.encryption import Encryption
 from cordwood.server.gate import Demand, Gate
 from cordwood.server.log_delivery import LogDelivery
 from cordwood.server.log_record import LOGGING, Record, entry_of, operation_name
@@ -35,12 +36,20 @@ _NO_BODY_STATUS: Final = frozenset((204, 304))
 class LogKeeper:
     """One per worker."""
 
-    def __init__(self, store: Store, bridge: Bridge, gate: Gate, announcer: Announcer, region: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        bridge: Bridge,
+        gate: Gate,
+        announcer: Announcer,
+        encryption: Encryption,
+        region: str,
+    ) -> None:
         self._store = store
         self._bridge = bridge
         self._gate = gate
         self._spool = LogSpool(store.path / SPOOL)
-        self._delivery = LogDelivery(store, self._spool, announcer, region)
+        self._delivery = LogDelivery(store, self._spool, announcer, encryption, region)
         self._is_full = trio.Event()
 
     async def run(self, interval_s: float) -> None:

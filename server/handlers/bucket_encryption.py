@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cordwood.server.encryption import AES256, CUSTOMER, DEFAULT_KMS_KEY, DSSE, KMS
-from cordwood.server.handlers.encryption import ENCRYPTION
+from cordwood.server.encryption import AES256, CUSTOMER, DEFAULT_KMS_KEY, DSSE, ENCRYPTION, KMS
 from cordwood.server.handlers.ingest import receive_structure
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.errors import s3_error

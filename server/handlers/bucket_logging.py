@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from cordwood.engine import BucketInfo
 from cordwood.engine import errors as engine_errors
+from cordwood.server.encryption import ENCRYPTION
 from cordwood.server.gate import NOBODY, PAYER, REQUESTER, SHARED
 from cordwood.server.handlers.acls import ENFORCED
-from cordwood.server.handlers.encryption import ENCRYPTION
 from cordwood.server.handlers.grants import known_grantee
 from cordwood.server.handlers.ingest import receive_structure
 from cordwood.server.handlers.locking import OBJECT_LOCK

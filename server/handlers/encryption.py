@@ -27,6 +27,7 @@ from cordwood.server.encryption import (
     CUSTOMER,
     DEFAULT_KMS_KEY,
     DSSE,
+    ENCRYPTION,
     ENVELOPE,
     KMS,
     CustomerKey,
@@ -45,7 +46,6 @@ from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.interpret import Params, respond
 from cordwood.server.wire.message import Response
 
-ENCRYPTION: Final = "encryption"
 """The attribute of a bucket that holds its default: kind, key, has_bucket_key, blocked."""
 
 # Members of requests, for handlers to name among those that they take.
@@ -161,10 +161,7 @@ def _needs_kms(params: Params) -> S3Error:
 
 def _default(request: Request) -> Wish | None:
     bucket = request.bucket_info
-    stored = bucket.attrs.get(ENCRYPTION) if bucket is not None else None
-    if stored is None or "kind" not in stored:
-        return request.service.encryption.default
-    return Wish(stored["kind"], stored.get("key", ""), "", stored.get("has_bucket_key"))
+    return request.service.encryption.default_of(bucket.attrs if bucket is not None else {})
 
 
 def _context(params: Params) -> str:

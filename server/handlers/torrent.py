@@ -16,6 +16,8 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from cordwood.engine import Store
+from cordwood.server.encryption import CUSTOMER, envelope_of
+from cordwood.server.handlers.encryption import unlock
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.message import Response
@@ -60,8 +62,10 @@ def _info(store: Store, request: Request) -> dict[bytes, Any]:
             raise s3_error(
                 "InvalidRequest", "Torrents are available only for objects that are smaller than 5 GB."
             )
-        if info.is_encrypted:
-            raise s3_error("InvalidRequest", "Torrents are not available for encrypted objects.")
+        envelope = envelope_of(info.attrs)
+        if envelope is not None and envelope.kind == CUSTOMER:
+            raise s3_error("InvalidRequest", "Torrents are not available for objects under customers' keys.")
+        unlock(request, reader)
         piece_bytes = _LEAST_PIECE_BYTES
         while info.size > piece_bytes * _MOST_PIECES:
             piece_bytes *= 2

@@ -15,6 +15,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from cordwood.engine import Store, errors
+from cordwood.server.encryption import Encryption, Keys
+from cordwood.server.keyring import KeyFile
 from cordwood.server.lifecycle import DAY_MS
 from cordwood.server.lifecycle_worker import LifecycleWorker
 from cordwood.server.log_delivery import LogDelivery
@@ -418,6 +420,18 @@ def test_others_read_log_objects_as_far_as_the_configuration_grants(two_owners: 
         bob.put_object(Bucket="logs", Key="x", Body=b"")
 
 
+def test_log_objects_are_encrypted_where_their_bucket_says_so(logged: Any, server: LiveServer) -> None:
+    rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
+    logged.put_bucket_encryption(Bucket="logs", ServerSideEncryptionConfiguration={"Rules": [rule]})
+    logged.list_objects_v2(Bucket="bkt")
+    server.deliver_logs()
+    (key,) = keys(logged)
+    got = logged.get_object(Bucket="logs", Key=key, ChecksumMode="ENABLED")
+    assert got["ServerSideEncryption"] == "AES256"
+    assert b"REST.GET.BUCKET" in got["Body"].read()
+    assert refusal(logged) == (400, "InvalidArgument")
+
+
 def entry(line: str, bucket: str = "logs") -> Entry:
     return Entry(bucket, "log/", "SimplePrefix", (), "bkt", "me", 0, line)
 
@@ -463,14 +477,15 @@ def test_what_cannot_be_put_now_is_put_later(s3: Any, store: Store, monkeypatch:
     s3.create_bucket(Bucket="logs")
     let_in(s3, "logs")
     spool = LogSpool(store.path / "other-logs")
-    delivery = LogDelivery(store, spool, Announcer(store, (), "us-east-1"), "us-east-1")
+    encryption = Encryption(Keys(KeyFile(store.path / "no-such-keys")))
+    delivery = LogDelivery(store, spool, Announcer(store, (), "us-east-1"), encryption, "us-east-1")
     spool.append(entry("kept"))
 
     def full(*_: Any, **__: Any) -> None:
         raise errors.Full("no space")
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, "put", full)
+        patched.setattr(store, "writer", full)
         delivery.run()
     assert keys(s3) == []
     delivery.run()

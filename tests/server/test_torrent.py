@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Iterator
 from typing import Any
@@ -96,6 +97,21 @@ def test_who_may_not_read_gets_no_torrent_and_what_is_missing_has_none(s3: Any, 
         assert refused.value.response["Error"]["Code"] == code
     s3.put_object_acl(Bucket="bkt", Key="k", ACL="public-read")
     assert torrent(bob, "k")[b"info"][b"length"] == 1
+
+
+def test_the_torrent_of_an_encrypted_object_is_of_its_plain_bytes(s3: Any) -> None:
+    s3.put_object(Bucket="bkt", Key="k", Body=b"plain", ServerSideEncryption="AES256")
+    info = torrent(s3, "k")[b"info"]
+    assert (info[b"length"], info[b"pieces"]) == (5, hashlib.sha1(b"plain").digest())
+
+
+def test_an_object_under_a_customers_key_has_no_torrent(server: LiveServer, s3: Any) -> None:
+    key = base64.b64encode(bytes(32)).decode()
+    md5 = base64.b64encode(hashlib.md5(bytes(32)).digest()).decode()
+    prefix = "x-amz-server-side-encryption-customer-"
+    headers = {f"{prefix}algorithm": "AES256", f"{prefix}key": key, f"{prefix}key-md5": md5}
+    assert server.request("PUT", "/bkt/k", b"secret", headers).status == 200
+    assert server.request("GET", "/bkt/k?torrent").code == "InvalidRequest"
 
 
 def test_bencoding_is_that_of_the_specification() -> None:
