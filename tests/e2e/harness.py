@@ -14,16 +14,14 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -532,26 +530,3 @@ class Watcher:
         self.process.wait(timeout_s)
         self._thread.join(timeout_s)
         return self.lines
-
-
-# --- tools that pip does not bring ------------------------------------------------------------------------------------
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def cached_install(name: str, key: bytes, install: Callable[[Path], None]) -> Path:
-    """A folder below .check/ that `install` filled once for this key; the test is skipped when it cannot be filled."""
-    target = ROOT / ".check" / f"{name}-{hashlib.sha256(key).hexdigest()[:16]}"
-    if not target.exists():
-        target.parent.mkdir(exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=target.parent))
-        try:
-            install(fresh)
-            with contextlib.suppress(OSError):  # another process was quicker
-                fresh.rename(target)
-        except subprocess.CalledProcessError as error:
-            said = (error.stderr or b"").decode(errors="replace").strip()[-600:]
-            pytest.skip(f"{name} cannot be installed ({error.cmd[0]} ended with {error.returncode}): {said}")
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-    return target

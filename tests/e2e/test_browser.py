@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.xdist_group("browser"),
     pytest.mark.skipif(
         chromium_and_driver() is None,
-        reason="no chromium and chromedriver on this machine: apt-get install chromium chromium-driver",
+        reason="NOT PROVED HERE: no Chromium with its driver here: apt-get install chromium chromium-driver",
     ),
 ]
 

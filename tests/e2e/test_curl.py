@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.harness import ACCESS_KEY, DOMAIN, SECRET_KEY, Server, clean_environment, run
+from tests.e2e.installed import missing
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine: apt-get install curl"),
+    pytest.mark.skipif(bool(missing("curl")), reason=missing("curl")),
 ]
 
 
@@ -29,7 +29,9 @@ def can_sign() -> bool:
     return "--aws-sigv4" in known
 
 
-@pytest.mark.skipif(shutil.which("curl") is None or not can_sign(), reason="this curl is older than 7.75")
+@pytest.mark.skipif(
+    bool(missing("curl")) or not can_sign(), reason="NOT PROVED HERE: this curl is older than 7.75"
+)
 def test_curl_signs_its_own_requests(shop: Server, tmp_path: Path) -> None:
     (tmp_path / "f").write_text("hello")
     me = ("--aws-sigv4", "aws:amz:us-east-1:s3", "--user", f"{ACCESS_KEY}:{SECRET_KEY}")

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import Server, assert_same_tree, client_environment, run
+from tests.e2e.installed import missing
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(
-        shutil.which("restic") is None, reason="no restic on this machine: apt-get install restic"
-    ),
+    pytest.mark.skipif(bool(missing("restic")), reason=missing("restic")),
 ]
 
 
