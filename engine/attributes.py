@@ -22,7 +22,7 @@ from cordwood.engine import locks, namespace
 from cordwood.engine.clock import milliseconds, tick
 from cordwood.engine.commit import Decision
 from cordwood.engine.errors import Conflict, DeleteMarkerFound, KeyNotFound, Locked, VersionNotFound
-from cordwood.engine.format import AttrsHead
+from cordwood.engine.format import AttrsHead, encoded_size
 from cordwood.engine.index import Txn
 from cordwood.engine.model import version_clock, version_id_of
 from cordwood.engine.operations import (
@@ -64,7 +64,7 @@ class SetAttrs:
         locks.check(self.attrs)
 
     def size_hint(self) -> int:
-        return 4096 + len(self.key)
+        return 4096 + len(self.key) + encoded_size(self.attrs)
 
     def decide(self, decision: Decision) -> Touched:
         txn = decision.txn

@@ -18,7 +18,7 @@ from cordwood.engine.model import Conditions, ObjectInfo, encode_key
 from cordwood.engine.operations import require_bucket
 from cordwood.engine.writer import Data, describe, fill
 
-_CONFLICT_RETRIES = 5
+_CONFLICT_RETRIES = 20
 
 T = TypeVar("T")
 

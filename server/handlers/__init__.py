@@ -7,6 +7,7 @@ Invariant: a family is added by adding a module and its line here; no other modu
 from cordwood.server.handlers import (
     abac,
     acls,
+    annotations,
     attributes,
     bucket_encryption,
     bucket_logging,
@@ -45,6 +46,7 @@ __all__ = [
     "Service",
     "abac",
     "acls",
+    "annotations",
     "attributes",
     "bucket_encryption",
     "bucket_logging",

@@ -9,13 +9,14 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from cordwood.engine import BucketInfo, ObjectInfo, ObjectReader, errors
 from cordwood.server.encryption import AES256, ENVELOPE, DataKey, Wish, envelope_of
 from cordwood.server.gate import Demand
+from cordwood.server.handlers.annotations import has_annotations
 from cordwood.server.handlers.conditions import (
     NULL_VERSION,
     is_version_id,
@@ -104,9 +105,25 @@ def _bad_source(text: str) -> Exception:
     )
 
 
-async def may_read_tags(request: Request, bucket: str, key: str, version_id: str | None = None) -> bool:
-    """Tags go along with an object only for whoever could have read them where they are."""
-    action = "s3:GetObjectTagging" if version_id is None else "s3:GetObjectVersionTagging"
+MayLeave = Callable[[Mapping[str, Any]], bool]
+
+
+async def what_may_leave(request: Request, bucket: str, key: str, version_id: str | None = None) -> MayLeave:
+    """Tags and annotations go along with an object only for whoever could have read them where they are; annotations
+    also only for whoever could have put them where they go. The answer says of attributes whether all of them may."""
+    params = request.params
+    of_version = "Version" if version_id is not None else ""
+    may_tags = params.get("TaggingDirective", "COPY") != "COPY" or await _may(
+        request, f"s3:GetObject{of_version}Tagging", bucket, key, version_id
+    )
+    may_annotations = params.get("AnnotationDirective", "COPY") != "COPY" or (
+        await _may(request, "s3:GetObjectAnnotation", bucket, key, version_id)
+        and await _may(request, "s3:PutObjectAnnotation", request.bucket, request.key, None)
+    )
+    return lambda attrs: (may_tags or TAGS not in attrs) and (may_annotations or not has_annotations(attrs))
+
+
+async def _may(request: Request, action: str, bucket: str, key: str, version_id: str | None) -> bool:
     try:
         await request.decide(action, bucket, key, version_id)
     except S3Error:
@@ -136,9 +153,7 @@ def log_copy(request: Request, source: Source, operation: str, version_id: str |
 @handles(
     "CopyObject",
     f"{DESCRIPTION} {SOURCE_CONDITIONS} MetadataDirective ChecksumAlgorithm IfMatch IfNoneMatch "
-    f"TaggingDirective ExpectedSourceBucketOwner {WISH_MEMBERS} {SOURCE_MEMBERS}",
-    # Objects have no annotations yet: copying none and replacing them by none are the same.
-    ignores="AnnotationDirective",
+    f"TaggingDirective AnnotationDirective ExpectedSourceBucketOwner {WISH_MEMBERS} {SOURCE_MEMBERS}",
 )
 async def copy_object(request: Request) -> Response:
     params = request.params
@@ -146,12 +161,8 @@ async def copy_object(request: Request) -> Response:
     source_bucket = await authorise_source(request, source)
     if (source.bucket, source.key) == (request.bucket, request.key) and source.version_id is None:
         _check_self_copy(request)
-    may_take_tags = params.get("TaggingDirective", "COPY") != "COPY" or await may_read_tags(
-        request, source.bucket, source.key, source.version_id
-    )
-    copied = await request.service.bridge.run(
-        _Copy(request, source, source_bucket, may_take_tags=may_take_tags).make
-    )
+    may_leave = await what_may_leave(request, source.bucket, source.key, source.version_id)
+    copied = await request.service.bridge.run(_Copy(request, source, source_bucket, may_leave).make)
     info = copied.info
     log_copy(request, source, "REST.COPY.OBJECT_GET", copied.source_version, info.size)
     result = {
@@ -197,12 +208,12 @@ class _Copy:
     """One CopyObject. Blocking."""
 
     def __init__(
-        self, request: Request, source: Source, source_bucket: BucketInfo, *, may_take_tags: bool
+        self, request: Request, source: Source, source_bucket: BucketInfo, may_leave: MayLeave
     ) -> None:
         self._request = request
         self._store = request.service.store
         self._told = request.announcing(created, "ObjectCreated:Copy")
-        self._may_take_tags = may_take_tags
+        self._may_leave = may_leave
         self._keys = request.service.encryption.keys
         self._source = source
         self._source_bucket = source_bucket
@@ -229,6 +240,11 @@ class _Copy:
         wish = requested(request)
         if wish is None and key is not None:
             wish = Wish(AES256)  # a copy never loses its encryption in silence
+        if wish is not None and has_annotations(copied_attrs(request, original.attrs)):
+            raise s3_error(
+                "InvalidRequest",
+                "Annotations of encrypted objects are not supported: copy with the directive EXCLUDE.",
+            )
         is_shared = key is None if wish is None else key is not None and key.can_become(wish)
         return self._share(original, key, wish) if is_shared else self._write_anew(wish)
 
@@ -307,7 +323,7 @@ class _Copy:
         return Copied(info, checksums, source.version_id if self._is_versioned else None)
 
     def _attrs(self, original: ObjectInfo) -> dict[str, Any]:
-        if TAGS in original.attrs and not self._may_take_tags:
+        if not self._may_leave(original.attrs):
             raise s3_error("AccessDenied")
         return copied_attrs(self._request, original.attrs)
 

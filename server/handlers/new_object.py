@@ -12,6 +12,7 @@ from typing import Any, Final
 from cordwood.server.encryption import ENVELOPE
 from cordwood.server.gate import SHARED
 from cordwood.server.handlers.acls import object_attrs
+from cordwood.server.handlers.annotations import START as ANNOTATION
 from cordwood.server.handlers.grants import PERMISSIONS
 from cordwood.server.handlers.locking import HEADERS, HOLD, RETENTION, lock_attrs
 from cordwood.server.handlers.request import Request
@@ -35,6 +36,8 @@ def new_attrs(request: Request) -> dict[str, Any]:
 def copied_attrs(request: Request, original: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a copy: its own lock and access, and the source's tags unless others are given."""
     kept = {name: value for name, value in original.items() if name not in _NOT_COPIED}
+    if request.params.get("AnnotationDirective") == "EXCLUDE":
+        kept = {name: value for name, value in kept.items() if not name.startswith(ANNOTATION)}
     given = new_attrs(request)
     if request.params.get("TaggingDirective", "COPY") == "COPY":
         given.pop(TAGS, None)

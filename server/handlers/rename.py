@@ -20,9 +20,8 @@ from urllib.parse import unquote_to_bytes
 from cordwood.engine import Conditions, ObjectInfo
 from cordwood.engine import errors as engine_errors
 from cordwood.server.handlers.conditions import NULL_VERSION, etags
-from cordwood.server.handlers.copy import may_read_tags
+from cordwood.server.handlers.copy import what_may_leave
 from cordwood.server.handlers.request import Request, handles
-from cordwood.server.handlers.tagging import TAGS
 from cordwood.server.notifications import renamed
 from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.interpret import Params, respond
@@ -46,13 +45,13 @@ async def rename_object(request: Request) -> Response:
     token = request.params.get("ClientToken", "")
     if token and not _TOKEN.fullmatch(token):
         raise _bad("x-amz-client-token", token, "The client token must be 1 to 64 visible ASCII characters.")
-    may_take_tags = await may_read_tags(request, request.bucket, source)
+    may_leave = await what_may_leave(request, request.bucket, source)
     decisions = [
         await request.decide(action, request.bucket, source) for action in ("s3:DeleteObject", "s3:GetObject")
     ]
 
     def confirm(info: ObjectInfo) -> None:
-        if TAGS in info.attrs and not may_take_tags:
+        if not may_leave(info.attrs):
             raise s3_error("AccessDenied")
         for seen in decisions:
             request.decided_on(seen)

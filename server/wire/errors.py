@@ -18,6 +18,11 @@ from collections.abc import Iterable
 CATALOGUE: dict[str, tuple[int, str]] = {
     "AccessDenied": (403, "Access Denied"),
     "AccessForbidden": (403, "Access forbidden"),
+    "AnnotationLimitExceeded": (
+        400,
+        "The request would exceed the maximum number or size of annotations allowed per object.",
+    ),
+    "AnnotationNameTooLong": (400, "The annotation name exceeds 512 bytes."),
     "AccessControlListNotSupported": (400, "The bucket does not allow ACLs"),
     "AuthorizationHeaderMalformed": (400, "The authorization header that you provided is not valid."),
     "AuthorizationQueryParametersError": (400, "The authorization query parameters are not valid."),
@@ -69,6 +74,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "InlineDataTooLarge": (400, "The inline data exceeds the maximum allowed size."),
     "InternalError": (500, "We encountered an internal error. Please try again."),
     "InvalidAccessKeyId": (403, "The AWS access key ID that you provided does not exist in our records."),
+    "InvalidAnnotationName": (400, "The annotation name you provided is invalid."),
     "InvalidArgument": (400, "Invalid Argument"),
     "InvalidBucketAclWithObjectOwnership": (
         400,
@@ -98,6 +104,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
         400,
         "The content of the form does not meet the conditions specified in the policy document.",
     ),
+    "InvalidPrefix": (400, "The annotation prefix you provided is invalid."),
     "InvalidRange": (416, "The requested range is not satisfiable"),
     "InvalidRedirectLocation": (
         400,
@@ -145,6 +152,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "MissingContentLength": (411, "You must provide the Content-Length HTTP header."),
     "MissingRequestBodyError": (400, "Request Body is empty"),
     "MissingSecurityHeader": (400, "Your request was missing a required header"),
+    "NoSuchAnnotation": (404, "The specified annotation does not exist on this object."),
     "NoSuchBucket": (404, "The specified bucket does not exist"),
     "NoSuchBucketPolicy": (404, "The bucket policy does not exist"),
     "NoSuchCORSConfiguration": (404, "The CORS configuration does not exist"),
@@ -218,6 +226,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
         400,
         "The email address you provided does not match any account on record.",
     ),
+    "UnsupportedMediaType": (415, "The annotation payload is not valid UTF-8 encoded text."),
     "UnsupportedSignature": (400, "The provided request is signed with an unsupported signature version."),
     "UserKeyMustBeSpecified": (
         400,
