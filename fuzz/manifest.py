@@ -30,6 +30,9 @@ def one(data: bytes) -> None:
     chunks = manifest.chunks()
     assert len(chunks) == manifest.count
     assert [manifest.chunk(number) for number in range(manifest.count)] == chunks
+    encrypted = Manifest(data[1:], "fuzz", overhead=16)
+    assert encrypted.chunks() == chunks and encrypted.size == manifest.size - 16 * manifest.count
+    assert [encrypted.chunk(number) for number in range(encrypted.count)] == chunks
     for position in (0, 1, manifest.size - 1):
         index, start = manifest.find(position)
         assert index == 0 or 0 < index < manifest.count, (index, start)

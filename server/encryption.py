@@ -40,7 +40,7 @@ from cordwood.server.wire.errors import S3Error, s3_error
 log = logging.getLogger("cordwood.keys")
 
 ENCRYPTION: Final = "encryption"
-"""The attribute of a bucket that holds its default encryption."""
+"""The attribute of a bucket that holds its default: kind, key, has_bucket_key, blocked."""
 
 ENVELOPE: Final = "envelope"
 """The attribute of an object or upload that holds its envelope."""
@@ -201,6 +201,14 @@ class DataKey:
                 raise Corrupt(f"a stored {algorithm} is not the one of this object, part or size") from None
             plain[algorithm] = data.decode()
         return plain
+
+    def about(self, checksums: Mapping[str, str], size: int, md5: bytes) -> dict[str, Any]:
+        """What a commit is told of an object that is not in parts: its checksums, its envelope, what is its ETag."""
+        return {
+            "checksums": self.encrypt_checksums(checksums, size),
+            "attrs": {ENVELOPE: self.finished(size)},
+            "md5": self.etag(md5),
+        }
 
     def finished(self, size: int, parts: Sizes = ()) -> dict[str, Any]:
         """The envelope of the finished object, as an attribute."""

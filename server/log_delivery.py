@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from cordwood.engine import BucketInfo, Store, errors
 from cordwood.server.acl import Grant, dumped, private
-from cordwood.server.encryption import ENVELOPE, Encryption
+from cordwood.server.encryption import Encryption
 from cordwood.server.log_record import EVENT_TIME, SERVICE, SIMPLE, Destination, Entry, may_deliver
 from cordwood.server.log_spool import LogSpool
 from cordwood.server.notifications import Announcer, Cause, created
@@ -115,11 +115,7 @@ class LogDelivery:
         writer.write(body)
         more: dict[str, Any] = {"checksums": checksums}
         if data_key is not None:
-            more = {
-                "checksums": data_key.encrypt_checksums(checksums, writer.size),
-                "attrs": {ENVELOPE: data_key.finished(writer.size)},
-                "md5": data_key.etag(writer.md5_digest()),
-            }
+            more = data_key.about(checksums, writer.size, writer.md5_digest())
         writer.commit(checksum_type="FULL_OBJECT", **more)
 
 

@@ -315,10 +315,8 @@ class _Copy:
         checksums = {algorithm: digest.base64()}
         info = writer.commit(
             conditions=write_conditions(request.params),
-            checksums=new.encrypt_checksums(checksums, writer.size),
             checksum_type=FULL_OBJECT,
-            attrs={ENVELOPE: new.finished(writer.size)},
-            md5=new.etag(writer.md5_digest()),
+            **new.about(checksums, writer.size, writer.md5_digest()),
         )
         return Copied(info, checksums, source.version_id if self._is_versioned else None)
 

@@ -46,8 +46,6 @@ from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.interpret import Params, respond
 from cordwood.server.wire.message import Response
 
-"""The attribute of a bucket that holds its default: kind, key, has_bucket_key, blocked."""
-
 # Members of requests, for handlers to name among those that they take.
 CUSTOMER_MEMBERS: Final = "SSECustomerAlgorithm SSECustomerKey SSECustomerKeyMD5"
 SOURCE_MEMBERS: Final = "CopySourceSSECustomerAlgorithm CopySourceSSECustomerKey CopySourceSSECustomerKeyMD5"

@@ -6,7 +6,8 @@ Invariant: a 200 leaves only after the engine's future says that the object is d
 
 from __future__ import annotations
 
-from cordwood.server.encryption import ENVELOPE
+from typing import Any
+
 from cordwood.server.handlers.append import append_object
 from cordwood.server.handlers.conditions import NULL_VERSION, write_conditions
 from cordwood.server.handlers.describe import (
@@ -53,18 +54,10 @@ async def put_object(request: Request) -> Response:
     checksums = await ingest(request, writer, checks, (checks.algorithm or DEFAULT_ALGORITHM,))
     bridge = request.service.bridge
     try:
-        stored, attrs, md5 = checksums, None, None
+        about: dict[str, Any] = {"checksums": checksums}
         if key is not None:
-            stored = key.encrypt_checksums(checksums, writer.size)
-            attrs, md5 = {ENVELOPE: key.finished(writer.size)}, key.etag(writer.md5_digest())
-        future = writer.commit_async(
-            conditions=conditions,
-            checksums=stored,
-            checksum_type=FULL_OBJECT,
-            attrs=attrs,
-            md5=md5,
-            wake=False,
-        )
+            about = key.about(checksums, writer.size, writer.md5_digest())
+        future = writer.commit_async(conditions=conditions, checksum_type=FULL_OBJECT, wake=False, **about)
     except BaseException:
         writer.abort()
         raise
