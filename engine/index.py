@@ -91,7 +91,9 @@ class Txn:
         self.tables = tables
 
     def get(self, key: bytes, table: Any) -> bytes | None:
-        return cast("bytes | None", self.raw.get(key, None, table))
+        get: Any = self.raw.get
+        found: bytes | None = get(key, None, table)
+        return found
 
     def put(self, key: bytes, row: bytes, table: Any) -> None:
         try:

@@ -50,23 +50,23 @@ def _algorithms(bits: int) -> tuple[str, ...]:
 
 
 def _entry(key: str, row: ObjectRow, *, is_latest: bool = True) -> ObjectEntry:
-    flags = row.flags
+    flags, storage_class, algorithms, parts_count, _, _, _, clock, size, md5, _, _ = row
     checksum_type = (
         "COMPOSITE" if flags & RowFlag.COMPOSITE else "FULL_OBJECT" if flags & RowFlag.FULL_OBJECT else ""
     )
-    if row.storage_class >= len(STORAGE_CLASSES):
+    if storage_class >= len(STORAGE_CLASSES):
         raise Corrupt(
             f"the index row of key {key!r} has no such storage class; `cordwood rebuild` makes a new index"
         )
     return ObjectEntry(
         key,
-        row.size,
-        etag_of(row.md5, row.parts_count),
-        milliseconds(row.clock),
-        STORAGE_CLASSES[row.storage_class],
-        _algorithms(row.algorithms),
+        size,
+        etag_of(md5, parts_count),
+        milliseconds(clock),
+        STORAGE_CLASSES[storage_class],
+        _algorithms(algorithms),
         checksum_type,
-        version_id_of(row.clock, is_null=bool(flags & RowFlag.NULL)),
+        version_id_of(clock, is_null=bool(flags & RowFlag.NULL)),
         is_latest,
         bool(flags & RowFlag.MARKER),
     )

@@ -146,14 +146,17 @@ class _Frame:
         self.path = path
         self.started = False
 
-    def advance(self, bound: bytes) -> bool:
-        """Moves to the next row; the first time to the first row that can lead to a key >= `bound`."""
+    def advance(self, bound: bytes) -> tuple[bytes, bytes] | None:
+        """Key and row of the next entry; the first time of the first that can lead to a key >= `bound`."""
         if self.started:
             found = self.cursor.next()
         else:
             self.started = True
             found = self.cursor.set_range(self.node + self._seek_piece(bound))
-        return bool(found) and self.cursor.key().startswith(self.node)
+        if not found:
+            return None
+        item: tuple[bytes, bytes] = self.cursor.item()
+        return item if item[0].startswith(self.node) else None
 
     def _seek_piece(self, bound: bytes) -> bytes:
         if not bound.startswith(self.path):
@@ -176,10 +179,11 @@ def walk(
     stack = [_Frame(txn.cursor(entries), id_key(root), b"")]
     while stack:
         frame = stack[-1]
-        if not frame.advance(bound):
+        item = frame.advance(bound)
+        if item is None:
             stack.pop()
             continue
-        key, row = frame.cursor.item()
+        key, row = item
         kind = row[0] if row else 0
         path = frame.path + key[len(frame.node) :]
         if kind == Kind.OBJECT:

@@ -4,7 +4,7 @@ Must not know: how the engine walks its index.
 Invariants:
 * Tokens are opaque to clients and stateless here: they say after which name to go on, and nothing else.
 * The documents are written by templates, an order of magnitude faster than the generic writer; a test compares both.
-* Index walk and document are made in one thread call, so that the loop never waits for a page of 1,000 keys.
+* Index walk and document of a long page are made in one thread call, so that the loop never waits for 1,000 keys.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -23,6 +24,7 @@ from cordwood.server.wire.message import Response
 from cordwood.server.wire.xml import DECLARATION, NAMESPACE, iso8601, leaf
 
 MAX_KEYS: Final = 1000
+_QUICK_KEYS: Final = 100
 
 _XML: Final = [("content-type", "application/xml")]
 
@@ -34,6 +36,8 @@ _XML: Final = [("content-type", "application/xml")]
     ignores="OptionalObjectAttributes",
 )
 async def list_objects(request: Request) -> Response:
+    if _is_quick(request):
+        return _list_objects(request)
     return await request.service.bridge.run(_list_objects, request)
 
 
@@ -75,7 +79,19 @@ def _list_objects(request: Request) -> Response:
     ignores="OptionalObjectAttributes",
 )
 async def list_objects_v2(request: Request) -> Response:
+    if _is_quick(request):
+        return _list_objects_v2(request)
     return await request.service.bridge.run(_list_objects_v2, request)
+
+
+def _is_quick(request: Request) -> bool:
+    """Would a thread cost more than the page? A short one, and nothing on its way that is walked and not shown."""
+    params = request.params
+    return (
+        0 <= params.get("MaxKeys", MAX_KEYS) <= _QUICK_KEYS
+        and params.get("Delimiter", "") in ("", "/")
+        and not request.has_versioning
+    )
 
 
 def _list_objects_v2(request: Request) -> Response:
@@ -200,10 +216,11 @@ def _identity(text: str) -> str:
 
 
 def entry_document(entry: ObjectEntry, encode: Callable[[str], str], owner: str) -> str:
+    checksums = _checksums(entry.checksum_algorithms, entry.checksum_type)
     return (
         f"<Contents><Key>{escape_text(encode(entry.key))}</Key>"
         f"<LastModified>{iso8601(entry.modified_ms)}</LastModified>"
-        f"<ETag>&quot;{entry.etag}&quot;</ETag>{_checksums(entry)}<Size>{entry.size}</Size>"
+        f"<ETag>&quot;{entry.etag}&quot;</ETag>{checksums}<Size>{entry.size}</Size>"
         f"<StorageClass>{entry.storage_class}</StorageClass>{owner}</Contents>"
     )
 
@@ -216,19 +233,19 @@ def version_document(entry: ObjectEntry, encode: Callable[[str], str], owner: st
     )
     if entry.is_delete_marker:
         return f"<DeleteMarker>{start}{owner}</DeleteMarker>"
+    checksums = _checksums(entry.checksum_algorithms, entry.checksum_type)
     return (
-        f"<Version>{start}<ETag>&quot;{entry.etag}&quot;</ETag>{_checksums(entry)}<Size>{entry.size}</Size>"
+        f"<Version>{start}<ETag>&quot;{entry.etag}&quot;</ETag>{checksums}<Size>{entry.size}</Size>"
         f"<StorageClass>{entry.storage_class}</StorageClass>{owner}</Version>"
     )
 
 
-def _checksums(entry: ObjectEntry) -> str:
-    if not entry.checksum_algorithms:
+@lru_cache(maxsize=256)
+def _checksums(algorithms: tuple[str, ...], checksum_type: str) -> str:
+    if not algorithms:
         return ""
-    algorithms = "".join(
-        f"<ChecksumAlgorithm>{algorithm}</ChecksumAlgorithm>" for algorithm in entry.checksum_algorithms
-    )
-    return f"{algorithms}<ChecksumType>{entry.checksum_type}</ChecksumType>"
+    names = "".join(f"<ChecksumAlgorithm>{algorithm}</ChecksumAlgorithm>" for algorithm in algorithms)
+    return f"{names}<ChecksumType>{checksum_type}</ChecksumType>"
 
 
 def owner_document(owner: dict[str, str]) -> str:

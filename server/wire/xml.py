@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from xml.parsers import expat
 
 from cordwood.server.wire.errors import S3Error, escape_text, s3_error
@@ -121,8 +122,13 @@ def leaf(name: str, text: str) -> str:
 def iso8601(milliseconds: int) -> str:
     """2026-11-21T03:15:00.000Z"""
     seconds, fraction = divmod(milliseconds, 1000)
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{fraction:03d}Z"
+    return f"{_iso8601_second(seconds)}.{fraction:03d}Z"
+
+
+@lru_cache(maxsize=4096)
+def _iso8601_second(seconds: int) -> str:
+    """Neighbours in a listing are often of the same second."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def malformed(detail: str | None = None) -> S3Error:

@@ -205,7 +205,7 @@ def test_a_listing_with_a_slash_touches_only_what_it_returns(
     steps = 0
     advance = namespace._Frame.advance
 
-    def counting(frame: namespace._Frame, bound: bytes) -> bool:
+    def counting(frame: namespace._Frame, bound: bytes) -> tuple[bytes, bytes] | None:
         nonlocal steps
         steps += 1
         return advance(frame, bound)
