@@ -51,14 +51,15 @@ def _decode(plan: PayloadPlan, body: bytes, step: int) -> tuple[bytes, dict[str,
     head = receiver.next_head()
     assert head is not None
     decoder = payload_decoder(plan, head)
+    buffer = bytearray(step)
+    decoded = b""
     try:
-        decoded = b"".join(
-            [
-                bytes(piece)
-                for start in range(0, len(body), step)
-                for piece in decoder.feed(body[start : start + step])
-            ]
-        )
+        for start in range(0, len(body), step):
+            fed = body[start : start + step]
+            buffer[: len(fed)] = fed
+            for piece in decoder.feed(memoryview(buffer)[: len(fed)]):
+                decoded += piece
+            buffer[:] = b"\n" * step  # it is used again: nothing of it may still be looked at
         return decoded, decoder.finish()
     except S3Error as error:
         assert 400 <= error.status < 600
