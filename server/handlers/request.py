@@ -108,6 +108,11 @@ class Request:
     def identity(self) -> Identity:
         return self.verified.identity
 
+    def is_free(self) -> bool:
+        """May whoever sent this request do anything with its bucket, as it is now? Then no key needs a question."""
+        service = self.service
+        return service.gate.is_free(self.verified.identity, service.store.head_bucket(self.bucket))
+
     async def authorise(
         self, action: str, bucket: str, key: str = "", version_id: str | None = None
     ) -> BucketInfo:
