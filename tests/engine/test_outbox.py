@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from cordwood.engine import CompactionPolicy, Conditions, Maintenance, Outbox, Store, errors, rebuild
+from cordwood.engine import (
+    CompactionPolicy,
+    Conditions,
+    Maintenance,
+    Outbox,
+    Store,
+    check_store,
+    errors,
+    rebuild,
+)
 from cordwood.engine.announcing import OUTBOX
 from tests.engine.support import SMALL, check_accounts, check_rebuilt, noise, small
 from tests.sim.crash import scratch_directory
@@ -114,6 +123,7 @@ def test_messages_survive_compaction_and_a_lost_index(path: Path) -> None:
     with small(path) as store:
         assert bodies(store) == before
         assert len(before) == 60
+    assert check_store(path, data=True, map_size=1 << 28).is_clean
 
 
 def test_power_may_fail_at_any_call_and_change_and_message_are_both_there_or_neither() -> None:
