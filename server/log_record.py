@@ -211,6 +211,7 @@ _RESOURCES: Final = {
     "accelerate": "ACCELERATE",
     "acl": "ACL",
     "analytics": "ANALYTICS",
+    "annotation": "OBJECT_ANNOTATION",
     "attributes": "OBJECT_ATTRIBUTES",
     "cors": "CORS",
     "delete": "MULTI_OBJECT_DELETE",

@@ -27,7 +27,13 @@ NOTIFICATION: Final = "notification"
 """The attribute of a bucket: {"rules": [...], "eventbridge": bool}."""
 
 # Events of this family have the later version of the record.
-_LATER: Final = ("LifecycleExpiration:", "ObjectTagging:", "ObjectAcl:", "ObjectRetention:")
+_LATER: Final = (
+    "LifecycleExpiration:",
+    "ObjectTagging:",
+    "ObjectAcl:",
+    "ObjectRetention:",
+    "ObjectAnnotation:",
+)
 _encode: Final = msgspec.json.Encoder().encode
 
 Ts = TypeVarTuple("Ts")

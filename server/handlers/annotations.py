@@ -26,6 +26,7 @@ from cordwood.server.handlers.describe import checksum_members
 from cordwood.server.handlers.ingest import DEFAULT_ALGORITHM, integrity, receive_document
 from cordwood.server.handlers.locking import HOLD, RETENTION
 from cordwood.server.handlers.request import Request, handles
+from cordwood.server.notifications import touched
 from cordwood.server.wire.checksums import hasher
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import respond
@@ -74,7 +75,7 @@ async def put_object_annotation(request: Request) -> Response:
             raise s3_error("AnnotationLimitExceeded")
         return {START + name: annotation}
 
-    info = await _change(request, changes)
+    info = await _change(request, "ObjectAnnotation:Put", changes)
     members: dict[str, Any] = {
         "Key": request.key,
         "AnnotationName": name,
@@ -113,7 +114,7 @@ async def delete_object_annotation(request: Request) -> Response:
         _check_unlocked(request, info)
         return {name: None}
 
-    info = await _change(request, changes)
+    info = await _change(request, "ObjectAnnotation:Delete", changes)
     return respond(request.operation, _version(request, info))
 
 
@@ -182,7 +183,9 @@ async def _head(request: Request) -> ObjectInfo:
     )
 
 
-async def _change(request: Request, changes: Callable[[ObjectInfo], dict[str, Any]]) -> ObjectInfo:
+async def _change(
+    request: Request, event: str, changes: Callable[[ObjectInfo], dict[str, Any]]
+) -> ObjectInfo:
     wanted = request.params.get("ObjectIfMatch")
 
     def checked(info: ObjectInfo) -> dict[str, Any]:
@@ -190,7 +193,7 @@ async def _change(request: Request, changes: Callable[[ObjectInfo], dict[str, An
             raise s3_error("PreconditionFailed", condition="x-amz-object-if-match")
         return changes(info)
 
-    store, version_id = request.service.store, version_text(request.params)
+    store, version_id = request.announcing(touched, event, request.key), version_text(request.params)
     return await request.service.bridge.run(
         lambda: store.update_attrs(request.bucket, request.key, checked, version_id=version_id)
     )

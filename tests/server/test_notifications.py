@@ -286,9 +286,11 @@ def test_versions_are_named_and_markers_have_events_of_their_own(s3: Any, store:
     ]
 
 
-def test_tags_lists_and_retentions_have_events_with_the_later_record(s3: Any, store: Store) -> None:
+def test_tags_lists_retentions_and_annotations_have_events_with_the_later_record(
+    s3: Any, store: Store
+) -> None:
     s3.create_bucket(Bucket="locked", ObjectLockEnabledForBucket=True)
-    events = ["s3:ObjectTagging:*", "s3:ObjectAcl:Put", "s3:ObjectRetention:Put"]
+    events = ["s3:ObjectTagging:*", "s3:ObjectAcl:Put", "s3:ObjectRetention:Put", "s3:ObjectAnnotation:*"]
     for bucket in ("bkt", "locked"):
         s3.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration=queue(*events))
     etag = s3.put_object(Bucket="bkt", Key="k", Body=b"xy")["ETag"].strip('"')
@@ -301,12 +303,16 @@ def test_tags_lists_and_retentions_have_events_with_the_later_record(s3: Any, st
     s3.put_object_retention(
         Bucket="locked", Key="l", Retention={"Mode": "GOVERNANCE", "RetainUntilDate": until}
     )
+    s3.put_object_annotation(Bucket="bkt", Key="k", AnnotationName="n", AnnotationPayload=b"text")
+    s3.delete_object_annotation(Bucket="bkt", Key="k", AnnotationName="n")
     found = records(store)
     assert [each["eventName"] for each in found] == [
         "ObjectTagging:Put",
         "ObjectTagging:Delete",
         "ObjectAcl:Put",
         "ObjectRetention:Put",
+        "ObjectAnnotation:Put",
+        "ObjectAnnotation:Delete",
     ]
     assert {each["eventVersion"] for each in found} == {"2.3"}
     assert (found[0]["s3"]["object"]["eTag"], found[0]["s3"]["object"]["size"]) == (etag, 2)
