@@ -137,6 +137,7 @@ class _Checker:
         self._progress = progress
         self.report = CheckReport()
         self._damaged: set[int] = set()
+        self._unknown: set[int] = set()  # volumes of which the index has no row
         self._is_index_usable = True
         self._index_problems: list[Problem] = []
 
@@ -345,6 +346,7 @@ class _Checker:
         if not rows:
             return {}
         limits = {}
+        self._unknown = set(volumes.ids()) - rows.keys()
         for volume in volumes.ids():
             row = rows.get(volume, VolumeRow())
             if row.state in (VolumeState.ACTIVE, VolumeState.FILLING):
@@ -420,6 +422,8 @@ class _Checker:
 
     def _check_missing(self, rebuilt: RebuildReport) -> None:
         for ref in rebuilt.missing:
+            if ref.volume in self._unknown:
+                continue  # it was not read; that the index does not know it is found by the comparison
             self._damaged.add(ref.volume)
             text = f"is named by a live object, but no volume has it (it was in volume {ref.volume})"
             self._found("lost", f"chunk {ref.id.hex()}", text)
@@ -482,6 +486,12 @@ class _Checker:
         if is_index:
             self._index_problems.append(problem)
 
+    def found_unreadable(self, why: str) -> None:
+        """A row of the index makes no sense: told once for each text, and the index is not believed any more."""
+        self._is_index_usable = False
+        if not any(problem.text == why for problem in self._index_problems):
+            self._index_is_bad(why)
+
     def _say(self, phase: str, done: int, total: int) -> None:
         if self._progress is not None:
             self._progress(phase, done, total)
@@ -514,8 +524,13 @@ class _VolumeCheck:
                     head = self._check(item)
                     if head is not None and isinstance(item, Record):
                         place = Place(self._file.id, item.header.offset, item.header.length)
-                        if life_of(txn, item.header, head, place) == Life.DEAD:
-                            self._dead(item)
+                        try:
+                            life = life_of(txn, item.header, head, place)
+                        except Corrupt as error:
+                            self._checker.found_unreadable(str(error))
+                        else:
+                            if life == Life.DEAD:
+                                self._dead(item)
         last = batch[-1]
         return last.end if isinstance(last, Damage) else last.header.offset + last.header.length
 

@@ -533,7 +533,10 @@ class Compactor:
                     header = item.header
                     where = victim.file.where(header.offset)
                     place = Place(victim.file.id, header.offset, header.length)
-                    head = read_head(header, item.head, where)
+                    try:
+                        head = read_head(header, item.head, where)
+                    except Corrupt:
+                        continue  # the victim is damaged then, and no row of the whole index points into it
                     if life_of(txn, header, head, place) == Life.LIVE:
                         return f"{describe(txn, header, head)} still lives at {where}; `cordwood fsck` tells more"
         return None

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from cordwood.engine import namespace
 from cordwood.engine.format import (
@@ -52,6 +52,16 @@ class Life(IntEnum):
     IDLE = 2  # a chunk that has a row but no references
     TOMBSTONE = 3
     SEAL = 4
+
+
+class Told(Protocol):
+    """What of a record's header says which row is its own."""
+
+    @property
+    def type(self) -> int: ...
+
+    @property
+    def clock(self) -> int: ...
 
 
 class Pointer(NamedTuple):
@@ -96,7 +106,7 @@ def life_of(txn: Txn, header: Header, head: Any, place: Place) -> Life:
     return Life.LIVE
 
 
-def find_pointer(txn: Txn, header: Header, head: Any, place: Place) -> Pointer | None:
+def find_pointer(txn: Txn, header: Told, head: Any, place: Place) -> Pointer | None:
     """The row that points to the record at `place`, or None when none does."""
     tables = txn.tables
     type_ = header.type
@@ -134,7 +144,7 @@ def find_pointer(txn: Txn, header: Header, head: Any, place: Place) -> Pointer |
     return found
 
 
-def _find_object(txn: Txn, header: Header, head: ObjectHead, place: Place) -> Pointer | None:
+def _find_object(txn: Txn, header: Told, head: ObjectHead, place: Place) -> Pointer | None:
     tables = txn.tables
     key = namespace.entry_key(id_key(head.directory), head.name)[0]
     packed = txn.get(key, tables.entries)

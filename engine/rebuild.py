@@ -99,6 +99,7 @@ def rebuild_index(
         report.records = meter.records
         report.volumes = len(scans)
         report.damaged = [scan.file.id for scan in scans if scan.is_damaged]
+        report.unreadable += [text for scan in scans for text in scan.unreadable]
     finally:
         index.close()
     report.seconds = time.monotonic() - started_s

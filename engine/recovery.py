@@ -11,6 +11,10 @@ What is in a volume past its watermark, and what becomes of it:
 * unless a later record says (`durable`) that those bytes had been synced: then they are damage, not a torn write.
   The volume is quarantined: what can be read is replayed, nothing is cut, nothing is appended any more.
 
+Before anything is cut the index is asked whether it points there, and the volume whether others followed: either means
+that the watermark is wrong, not the record. An index can rot like any file (LMDB has no checksums), and must not take
+the volumes along: then nothing is changed, and a rebuild is asked for.
+
 Invariants:
 * Only an unsealed volume that no living process has claimed is ever changed, and only past its watermark.
 * Recovering twice changes nothing the second time.
@@ -30,6 +34,7 @@ from cordwood.engine.core import read_manifest
 from cordwood.engine.errors import Corrupt
 from cordwood.engine.format import (
     ALIGNMENT,
+    CHUNK_ID_SIZE,
     SUPERBLOCK_SIZE,
     Flag,
     Layout,
@@ -41,7 +46,8 @@ from cordwood.engine.format import (
     decode_head,
 )
 from cordwood.engine.fs import FileSystem
-from cordwood.engine.index import Index
+from cordwood.engine.index import Index, Txn
+from cordwood.engine.liveness import find_pointer
 from cordwood.engine.rows import VolumeRow, VolumeState
 from cordwood.engine.volume import ActiveVolume, Place, Record, VolumeFile, Volumes
 
@@ -76,6 +82,7 @@ class Tail:
     start: int
     size: int
     groups: list[Group] = field(default_factory=list)
+    chunks: list[tuple[bytes, int]] = field(default_factory=list)  # (id, offset)
     keep: int = 0
     sealed: bool = False
     damaged: bool = False
@@ -129,7 +136,9 @@ def read_tail(file: VolumeFile, fd: int, start: int) -> Tail:
             position = record.header.offset + record.header.length
             if record.header.type == RecordType.SEAL:
                 tail.sealed = True
-            elif record.header.type != RecordType.CHUNK:
+            elif record.header.type == RecordType.CHUNK:
+                tail.chunks.append((record.head[:CHUNK_ID_SIZE], record.header.offset))
+            else:
                 group.append(change_of(file, record))
                 if not record.header.flags & Flag.MORE:
                     tail.groups.append(Group(group[0].clock, position, group, record.header.base))
@@ -224,6 +233,30 @@ def _later_than(tails: list[Tail], clock: int) -> list[Group]:
     return accepted
 
 
+def _refuse_to_cut_what_counts(txn: Txn, tail: Tail) -> None:
+    """Corrupt when what is to be cut off was committed: then the volume's row in the index is wrong.
+
+    A writer goes on in a volume only after its last batch was committed, so of batches that never were there is one at
+    most, the last. And no row points to what was never committed.
+    """
+    if tail.sealed or tail.damaged:
+        return
+    cut = [group for group in tail.groups if group.end > tail.keep]
+    is_pointed_to = any(
+        find_pointer(txn, change, change.head, change.place) is not None
+        for group in cut
+        for change in group.changes
+    )
+    for chunk_id, offset in tail.chunks:
+        row = txn.chunk(chunk_id) if offset >= tail.keep else None
+        is_pointed_to |= row is not None and (row.volume, row.offset) == (tail.file.id, offset)
+    if is_pointed_to or len({group.base for group in cut}) > 1:
+        raise Corrupt(
+            f"{tail.file.path}: records behind {tail.keep} were committed, but the index does not know so; "
+            "it is damaged, and `cordwood rebuild` makes a new one from the volumes"
+        )
+
+
 class Recovery:
     """Brings the volumes that no living process owns up to date, and claims one of them for appending."""
 
@@ -272,7 +305,12 @@ class Recovery:
                 tail = self._claim_tail(volume, row)
                 if tail is None:
                     continue
-                self._settle([tail])
+                try:
+                    self._settle([tail])
+                except Corrupt as error:
+                    _log.error("%s", error)
+                    self._volumes.release(tail.fd)
+                    continue
                 if tail.state == VolumeState.ACTIVE and tail.keep < self._volume_size:
                     return self._volumes.resume(volume, tail.fd, tail.keep)
                 self._volumes.release(tail.fd)
@@ -326,6 +364,8 @@ class Recovery:
         try:
             clock = txn.clock()
             accepted = _not_overtaken(tails, clock)
+            for tail in tails:
+                _refuse_to_cut_what_counts(txn, tail)
             applier = Applier(txn, lambda place: read_manifest(self._volumes, place))
             for group in sorted(accepted, key=lambda group: group.clock):
                 for change in group.changes:

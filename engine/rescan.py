@@ -21,6 +21,7 @@ from typing import Any
 from crc32c import crc32c
 
 from cordwood.engine.apply import is_plain, pack_row
+from cordwood.engine.errors import Corrupt
 from cordwood.engine.format import (
     CHUNK_ID_SIZE,
     HEADER_SIZE,
@@ -69,6 +70,7 @@ class VolumeScan:
         self.end = SUPERBLOCK_SIZE
         self.is_sealed = False
         self.is_damaged = False
+        self.unreadable: list[str] = []  # records whose checksums hold and whose heads make no sense
         self._chunks = chunks
         self._passed = passed
         self._durable = SUPERBLOCK_SIZE
@@ -103,7 +105,7 @@ class VolumeScan:
             position = following.offset
         self.end = self._verified_end(end)
         self.is_sealed = self.is_sealed and self.end == end
-        self.is_damaged = any(stop < self.end for stop in ends[:-1])
+        self.is_damaged = bool(self.unreadable) or any(stop < self.end for stop in ends[:-1])
         yield self._settled(self.end)
 
     def _settled(self, end: int) -> list[Item]:
@@ -160,7 +162,10 @@ class VolumeScan:
             if crc32c(head) != fields[10]:
                 break
             length = record_length(head_length, body_length)
-            take(fields, head, length)
+            try:
+                take(fields, head, length)
+            except Corrupt as error:
+                self.unreadable.append(f"{file.where(position)}: {error}")
             position += length
             # Where bodies are large and not wanted, reading them all would cost more than many small reads.
             wanted = _WINDOW if body_length < _LARGE_BODY else _SMALL_WINDOW
