@@ -172,7 +172,9 @@ class Application:
 
     async def __call__(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response:
         if self._website is not None and (site := self._website.bucket_of(head)):
-            return await self._website.answer(head, body, peer, site)
+            page = await self._website.answer(head, body, peer, site)
+            page.headers.append(_NO_SNIFFING)
+            return page
         if "origin" not in head.headers and head.method != "OPTIONS":
             return await self._guarded(head, body, peer)
         bucket, key, _ = self._router.address(head)

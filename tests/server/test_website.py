@@ -370,3 +370,8 @@ def test_a_bucket_whose_requesters_pay_has_no_site(store: Store) -> None:
         assert visit(live, "/page.html").status == 403
     finally:
         live.stop()
+
+
+def test_no_page_is_taken_for_another_type_than_it_was_stored_as(site: Any, server: LiveServer) -> None:
+    for path in ("/", "/page.html", "/none", "/docs"):
+        assert visit(server, path).headers["x-content-type-options"] == "nosniff", path
