@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from cordwood.engine.core import Core
 from cordwood.engine.errors import InvalidState
 from cordwood.engine.model import Conditions, encode_key, lookup_key
-from cordwood.engine.operations import DeleteObject, PutObject, Together
+from cordwood.engine.operations import DeleteObject, Description, PutObject, Together
 from cordwood.engine.writer import Data, ObjectWriter, describe, fill, small_content
+
+_BARE = Description()  # of all objects about which nothing is said; never changed
 
 
 class Batch:
@@ -37,7 +39,7 @@ class Batch:
         """Adds an object. A large one is written to the volume now, but appears with the others."""
         self._check()
         raw = encode_key(key)
-        about = describe(headers, metadata, "STANDARD", None)
+        about = describe(headers, metadata, "STANDARD", None) if headers or metadata else _BARE
         content = small_content(self._core, data)
         if content is not None:
             self._operations.append(PutObject(bucket, raw, content, about, conditions))

@@ -312,7 +312,7 @@ def _open_core(
         lambda place: read_manifest(volumes, place),
         health,
         sync=options.strict,
-        sync_others=partial(_sync_relaxed, fs, directory, volumes),
+        sync_others=partial(_sync_relaxed, fs, directory / UNSYNCED_NAME, volumes),
     )
     return _core(fs, index, volumes, health, appender, committer, options), mark
 
@@ -365,10 +365,10 @@ def _boot_id(fs: FileSystem) -> bytes:
         return b"unknown"
 
 
-def _sync_relaxed(fs: FileSystem, directory: Path, volumes: Volumes, txn: Txn, mine: int) -> None:
+def _sync_relaxed(fs: FileSystem, mark: Path, volumes: Volumes, txn: Txn, mine: int) -> None:
     """Makes durable what other processes may have written without a sync. A directory that one of them made, or a chunk
     that it wrote, must not be lost to a power cut under an object that was acknowledged as durable."""
-    if fs.size_of(directory / UNSYNCED_NAME) is None:
+    if fs.size_of(mark) is None:
         return
     for volume, row in txn.volumes().items():
         if row.state == VolumeState.ACTIVE and volume != mine:

@@ -90,7 +90,8 @@ class Scale:
         """Processor time of a put and a get of random keys, medians of five rounds."""
         rng = random.Random(count)
         keys = [_key(rng.randrange(count)) for _ in range(_TRIES)]
-        rounds: dict[str, list[float]] = {"get, processor": [], "put in a batch of 100, processor": []}
+        names = ("get, processor", "put alone, processor", "put in a batch of 100, processor")
+        rounds: dict[str, list[float]] = {name: [] for name in names}
         for key in keys:  # a first pass brings what these keys need into memory
             self.store.get(_BUCKET, key).read()
         for number in range(5):
@@ -98,6 +99,11 @@ class Scale:
             for key in keys:
                 self.store.get(_BUCKET, key).read()
             rounds["get, processor"].append((time.process_time() - cpu) / _TRIES * 1e6)
+            alone = keys[: _TRIES // 10]
+            cpu = time.process_time()
+            for key in alone:
+                self.store.put(_BUCKET, f"{key}-{number}-{count}-alone", b"x" * self.size)
+            rounds["put alone, processor"].append((time.process_time() - cpu) / len(alone) * 1e6)
             cpu = time.process_time()
             for at in range(0, _TRIES, 100):
                 with self.store.batch() as batch:
@@ -167,8 +173,8 @@ class Scale:
         ).stat().st_size / self.objects
 
 
-def _written(directory: Path, size: int, total_bytes: int, threads: int) -> float:
-    """Bytes handed to the disk for each byte stored, by many threads at once (Linux counts them in /proc/self/io)."""
+def _written(directory: Path, size: int, total_bytes: int, threads: int, batch_objects: int) -> float:
+    """Bytes handed to the disk for each byte stored (Linux counts them in /proc/self/io)."""
     each = total_bytes // size // threads
     before = _write_bytes()
     with Store.open(directory) as store:
@@ -176,8 +182,13 @@ def _written(directory: Path, size: int, total_bytes: int, threads: int) -> floa
 
         def put(thread: int) -> None:
             rng = random.Random(thread)
-            for number in range(each):
-                store.put(_BUCKET, f"{thread:04d}/{number:08d}", rng.randbytes(size))
+            for at in range(0, each, batch_objects):
+                if batch_objects == 1:
+                    store.put(_BUCKET, f"load/{at * threads + thread:010d}", rng.randbytes(size))
+                    continue
+                with store.batch() as batch:
+                    for number in range(at, min(at + batch_objects, each)):
+                        batch.put(_BUCKET, f"load/{number * threads + thread:010d}", rng.randbytes(size))
 
         _parallel(threads, put)
     return (_write_bytes() - before) / (each * threads * size)
@@ -216,9 +227,13 @@ def main() -> None:
         scale = Scale(base, options.objects, options.size)
         scale.run()
         found = scale.found
-        for name, size, total in (("4 KiB", 4096, 128 << 20), ("1 MiB", 1 << 20, 512 << 20)):
-            key = f"bytes written for each byte stored, {name}, {options.threads} threads"
-            found[key] = _written(base / name, size, total, options.threads)
+        for name, size, total, threads, batch_objects in (
+            ("4 KiB, one by one", 4096, 128 << 20, options.threads, 1),
+            ("4 KiB, in batches of 1000", 4096, 128 << 20, 1, _BATCH),
+            ("1 MiB, one by one", 1 << 20, 512 << 20, options.threads, 1),
+        ):
+            key = f"bytes written for each byte stored, {name}, {threads} threads"
+            found[key] = _written(base / name, size, total, threads, batch_objects)
     finally:
         shutil.rmtree(base, ignore_errors=True)
     if options.json:
