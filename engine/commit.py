@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
@@ -233,7 +234,8 @@ class Commits(Protocol):
 class Committer:
     """Takes operations from any thread and commits them in batches, on its own thread or on a waiting caller's.
 
-    `sync_others` makes durable what a batch may rest on in volumes other than this process's own one.
+    `sync_others` makes durable what a batch may rest on in volumes other than this process's own one. `upkeep` is
+    called on the commit thread now and then, also while nothing is committed.
     """
 
     def __init__(
@@ -245,8 +247,12 @@ class Committer:
         *,
         sync: bool,
         sync_others: Callable[[Txn, int], None] | None = None,
+        upkeep: Callable[[], object] | None = None,
+        upkeep_interval_s: float = 10.0,
     ) -> None:
         self._index = index
+        self._upkeep = upkeep
+        self._upkeep_interval_s = upkeep_interval_s
         self._sync_others = sync_others
         self._health = health
         self._appender = appender
@@ -298,8 +304,16 @@ class Committer:
         self._queue.append((operation, pending))
 
     def _run(self) -> None:
+        due_s = time.monotonic() + self._upkeep_interval_s
         while True:
-            self._wake.acquire()
+            self._wake.acquire(timeout=max(0.0, due_s - time.monotonic()))
+            if time.monotonic() >= due_s:
+                try:
+                    if self._upkeep is not None:
+                        self._upkeep()
+                except OSError:
+                    _log.exception("upkeep failed; it is tried again later")
+                due_s = time.monotonic() + self._upkeep_interval_s
             self._drain(None)
             if self._closed and not self._queue:
                 return

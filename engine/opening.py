@@ -95,14 +95,17 @@ class Session:
         self._lock = lock
         self._mark = mark
         self._stop = threading.Event()
-        self._timer = threading.Thread(target=self._keep_up, name="cordwood-upkeep", daemon=True)
-        self._timer.start()
+        self._timer: threading.Thread | None = None
+        if mark is not None or core.committer is None:
+            self._timer = threading.Thread(target=self._keep_up, name="cordwood-upkeep", daemon=True)
+            self._timer.start()
 
     def close(self) -> None:
         core = self._core
         self._stop.set()
         try:
-            self._timer.join()
+            if self._timer is not None:
+                self._timer.join()
             if core.committer is not None and core.appender is not None:
                 core.committer.close()
                 if core.health.failure is None:
@@ -121,13 +124,12 @@ class Session:
             _forget_open(self._directory)
 
     def _keep_up(self) -> None:
-        """Now and then: lets go of volumes that a compaction removed, for their space comes back only when the last
-        process does; and in relaxed mode syncs."""
+        """In relaxed mode syncs each second; without a commit thread does what that would do now and then."""
         core = self._core
         interval_s = _UPKEEP_INTERVAL_S if self._mark is None else _RELAXED_INTERVAL_S
         while not self._stop.wait(interval_s):
-            core.volumes.forget_unlinked()
             if self._mark is None:
+                core.volumes.forget_unlinked()
                 continue
             try:
                 assert core.appender is not None
@@ -313,6 +315,9 @@ def _open_core(
         health,
         sync=options.strict,
         sync_others=partial(_sync_relaxed, fs, directory / UNSYNCED_NAME, volumes),
+        # A volume that a compaction removed gives its space back when the last process lets go of it.
+        upkeep=volumes.forget_unlinked,
+        upkeep_interval_s=_UPKEEP_INTERVAL_S,
     )
     return _core(fs, index, volumes, health, appender, committer, options), mark
 
