@@ -50,6 +50,8 @@ def check_lengths(fs: FileSystem, directory: Path) -> None:
     if meta is None:
         raise Corrupt(f"{path}: no valid meta page; `cordwood rebuild` makes a new index from the volumes")
     page_size, last_page = meta
+    # Asked for again, behind the meta page: another process may be committing, and the file only grows.
+    size = fs.size_of(path) or 0
     if size < (last_page + 1) * page_size:
         raise Corrupt(
             f"{path} is {size} bytes, its meta page speaks of {(last_page + 1) * page_size}: it was truncated; "

@@ -111,9 +111,15 @@ def is_as(found: str, wanted: str) -> bool:
 
 def journal_of(path: Path) -> tuple[State, State]:
     """What was acknowledged, and what was asked for after that."""
+    text = path.read_text()
+    whole = text.rpartition("\n")[0] + "\n" if "\n" in text else ""
+    if (
+        whole != text
+    ):  # a kill may tear a line at the end of a page; what it said was neither begun nor needed
+        path.write_text(whole)
     told: State = {}
     asked: State = {}
-    for line in path.read_text().splitlines():
+    for line in whole.splitlines():
         kind, *words = line.split(" ")
         pairs = dict(zip(words[::2], words[1::2], strict=True))
         if kind == "=":

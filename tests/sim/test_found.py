@@ -20,6 +20,7 @@ import pytest
 from cordwood.engine import Store, errors, rebuild
 from cordwood.engine.format import HEADER_SIZE, RecordType
 from cordwood.engine.index import Index
+from cordwood.engine.lengths import check_lengths
 from cordwood.engine.operations import Content, Description, PutObject
 from cordwood.engine.volume import volume_id_of
 from tests.engine.support import FaultyFileSystem, flip, python, records_of, small
@@ -348,3 +349,31 @@ def test_the_first_index_appears_under_its_name_when_it_is_whole(path: Path) -> 
     fs = Watching()
     with small(path, fs=fs):
         assert "published" in fs.seen
+
+
+def test_an_index_that_grows_while_it_is_opened_is_not_taken_for_a_truncated_one(path: Path) -> None:
+    """Its length was taken before its meta page was read: a process that opened while another committed was refused."""
+    data = path / "index" / "data.mdb"
+    with small(path) as store:
+        store.create_bucket("wood")
+    before = data.read_bytes()
+    with small(path) as store:
+        for number in range(300):
+            store.put("wood", f"{number}", b"x")
+    after = data.read_bytes()
+    assert len(after) > len(before)
+
+    class Growing(FaultyFileSystem):
+        """Between the first look at the length and the next call the other process commits."""
+
+        def size_of(self, path: Path) -> int | None:
+            size = super().size_of(path)
+            if path == data and size == len(before):
+                data.write_bytes(after)
+            return size
+
+    data.write_bytes(before)
+    check_lengths(Growing(), data.parent)
+    data.write_bytes(after[: len(after) // 2])
+    with pytest.raises(errors.Corrupt, match="truncated"):
+        check_lengths(Growing(), data.parent)
