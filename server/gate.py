@@ -51,6 +51,17 @@ _BESIDE: Final = {
     "x-amz-object-lock-mode": "s3:PutObjectRetention",
     "x-amz-object-lock-legal-hold": "s3:PutObjectLegalHold",
 }
+# The same for a bucket that is made.
+_BESIDE_A_BUCKET: Final = {
+    "x-amz-acl": "s3:PutBucketAcl",
+    "x-amz-grant-full-control": "s3:PutBucketAcl",
+    "x-amz-grant-read": "s3:PutBucketAcl",
+    "x-amz-grant-read-acp": "s3:PutBucketAcl",
+    "x-amz-grant-write": "s3:PutBucketAcl",
+    "x-amz-grant-write-acp": "s3:PutBucketAcl",
+    "x-amz-bucket-object-lock-enabled": "s3:PutBucketObjectLockConfiguration",
+    "x-amz-object-ownership": "s3:PutBucketOwnershipControls",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +91,11 @@ class Gate:
         keys = ConditionKeys(demand.head, demand.identity, demand.peer, region=self._region, owner_id="")
         # Without policies of its own an identity that is no stranger may do all of this, whatever the name.
         resource = Resource(bucket if demand.identity.session is not None else "")
-        if not allowed(demand.identity, action, resource, Context(self._is_open, keys=keys)):
+        context = Context(self._is_open, keys=keys)
+        asked = [each for header, each in _BESIDE_A_BUCKET.items() if header in demand.head.headers]
+        if not allowed(demand.identity, action, resource, context) or any(
+            denied(demand.identity, each, resource, context) for each in asked
+        ):
             raise s3_error("AccessDenied")
 
     def is_free(self, identity: Identity, info: BucketInfo) -> bool:

@@ -150,10 +150,12 @@ class SecurityTokens:
 
     async def _issue(self, identity: Identity, duration_s: int, **about: str) -> Issued:
         session = identity.session
-        parent_key = identity.access_key if session is None else session.parent_key
-        return await self._bridge.run(
-            lambda: self._sessions.issue(parent_key, time.time(), duration_s, **about)
-        )
+        now_s = time.time()
+        parent_key = identity.access_key
+        if session is not None:
+            parent_key = session.parent_key
+            duration_s = min(duration_s, session.expires_s - int(now_s))
+        return await self._bridge.run(lambda: self._sessions.issue(parent_key, now_s, duration_s, **about))
 
 
 def _duration(given: Mapping[str, str], usual_s: int, most_s: int) -> int:

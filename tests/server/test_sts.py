@@ -160,6 +160,19 @@ def test_headers_ask_for_rights_that_a_session_must_have(server: LiveServer) -> 
     assert code_of(s3.copy_object, Bucket="bkt", Key="c", CopySource="bkt/in/a") == "AccessDenied"
 
 
+def test_headers_of_a_new_bucket_ask_for_rights_that_a_session_must_have(server: LiveServer) -> None:
+    s3 = client(server, assume(server, WRITER, BOB, Policy=policy(allow("s3:CreateBucket")))["Credentials"])
+    s3.create_bucket(Bucket="plain-one")
+    for more in (
+        {"ACL": "public-read"},
+        {"GrantRead": f'id="{BOB.owner_id}"'},
+        {"ObjectLockEnabledForBucket": True},
+        {"ObjectOwnership": "ObjectWriter"},
+    ):
+        assert code_of(s3.create_bucket, Bucket="another-one", **more) == "AccessDenied"
+    server.client().create_bucket(Bucket="another-one", ACL="public-read")
+
+
 def test_a_bucket_policy_can_name_a_role_and_a_session(server: LiveServer) -> None:
     alice = server.client()
     s3 = client(server, assume(server)["Credentials"])
@@ -208,6 +221,13 @@ def test_a_session_of_a_role_hands_out_nothing_and_one_of_a_pair_only_roles(serv
     pair = sts(server, Credential(keys["AccessKeyId"], keys["SecretAccessKey"]), keys["SessionToken"])
     assert code_of(pair.get_session_token) == "AccessDenied"
     pair.assume_role(RoleArn=arn(READER), RoleSessionName="me")
+
+
+def test_credentials_from_a_session_end_with_it(server: LiveServer) -> None:
+    keys = sts(server).get_session_token(DurationSeconds=900)["Credentials"]
+    pair = sts(server, Credential(keys["AccessKeyId"], keys["SecretAccessKey"]), keys["SessionToken"])
+    role = pair.assume_role(RoleArn=arn(READER), RoleSessionName="me", DurationSeconds=3600)
+    assert role["Credentials"]["Expiration"] == keys["Expiration"]
 
 
 @pytest.mark.parametrize(
