@@ -30,7 +30,8 @@ def can_sign() -> bool:
 
 
 @pytest.mark.skipif(
-    bool(missing("curl")) or not can_sign(), reason="NOT PROVED HERE: this curl is older than 7.75"
+    bool(missing("curl")) or not can_sign(),
+    reason=missing("curl") or "NOT PROVED HERE: this curl is older than 7.75, which brought --aws-sigv4",
 )
 def test_curl_signs_its_own_requests(shop: Server, tmp_path: Path) -> None:
     (tmp_path / "f").write_text("hello")
