@@ -110,10 +110,6 @@ class RequestReceiver:
             self._scanned = len(buffer)
             return None
         line_end = buffer.find(b"\r\n", start)
-        if buffer.count(b"\r\n", line_end + 2, end + 2) > self._max_headers:
-            raise ProtocolError(
-                400, "RequestHeaderSectionTooLarge", f"More than {self._max_headers} header fields."
-            )
         head = self._parse_head(buffer[start:line_end], buffer[line_end + 2 : end + 4])
         self._position = end + 4
         self._scanned = 0
@@ -201,6 +197,10 @@ class RequestReceiver:
             headers = layout.read(fields)
             if headers is not None:
                 return headers
+        if fields.count(b"\r\n") - 1 > self._max_headers:
+            raise ProtocolError(
+                400, "RequestHeaderSectionTooLarge", f"More than {self._max_headers} header fields."
+            )
         self._fields = []
         self._fields_complete = False
         try:
