@@ -8,6 +8,7 @@ line. So llhttp works as a fast, strict tokenizer of fields and never decides wh
 one head, and a new parser is made for each (0.3 us). What llhttp lets pass is closed here: RTSP/ and ICE/ versions,
 HTTP/0.9 and 2.0, Upgrade, blanks after values, codings before "chunked", chunked under HTTP/1.0, and every limit. What
 it refuses without need is allowed here: raw UTF-8 in a target.
+Fields laid out as those of an earlier head are read by a pattern made for that layout, which takes less than llhttp.
 
 Invariants:
 * Any input gives request heads and body bytes or raises `ProtocolError`, never another exception.
@@ -26,6 +27,7 @@ from urllib.parse import unquote_to_bytes
 
 import httptools
 
+from cordwood.server.wire.layouts import Layout, learned, lower_name
 from cordwood.server.wire.message import RequestHead
 
 MAX_HEAD_BYTES: Final = 32 << 10
@@ -60,7 +62,7 @@ class RequestReceiver:
         self._blank_lines = 0
         self._fields: list[tuple[bytes, bytes]] = []
         self._fields_complete = False
-        self._layout: _Layout | None = None  # of the last head; most requests of a connection repeat it
+        self._layout: Layout | None = None  # of the last head; most requests of a connection repeat it
         self._body_left = 0
         self._chunked: ChunkedDecoder | None = None
         self._good_host: str | None = None  # checked before; most requests of a connection repeat it
@@ -213,11 +215,11 @@ class RequestReceiver:
             raise _bad_request("The request headers are malformed.")
         headers = {}
         for name_bytes, value_bytes in self._fields:
-            name = _NAMES.get(name_bytes) or _lower_name(name_bytes)
+            name = lower_name(name_bytes)
             value = _decode_value(value_bytes)
             headers[name] = f"{headers[name]},{value}" if name in headers else value
         if len(headers) == len(self._fields):
-            self._layout = _learned(tuple([name for name, _ in self._fields]))
+            self._layout = learned(tuple([name for name, _ in self._fields]))
         return headers
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -303,50 +305,6 @@ class RequestReceiver:
             if piece:
                 return piece
         return b"" if chunked.is_done else None
-
-
-class _Layout:
-    """The field names of a head, as spelled and in order. A client sends the same few layouts all its life; the next
-    head in one that is known is taken apart by a pattern made for it, in half the time.
-
-    The pattern takes less than llhttp does, so whatever it takes would have come to the same there: values of visible
-    ASCII, blanks and tabs, no blank at their end. All else is left to llhttp.
-    """
-
-    __slots__ = ("_match", "_names")
-
-    def __init__(self, names: tuple[bytes, ...]) -> None:
-        self._names = tuple([_lower_name(name) for name in names])
-        # Possessive (`*+`): what does not match is refused at once, and not tried in every other way of sharing blanks.
-        value = r":[ \t]*+([\t\x20-\x7e]*+)(?<![ \t])\r\n"
-        lines = [re.escape(name.decode("ascii")) + value for name in names]
-        self._match = re.compile("".join(lines) + r"\r\n").fullmatch
-
-    def read(self, fields: bytes) -> dict[str, str] | None:
-        """The headers, if the fields are laid out so."""
-        if not fields.isascii():
-            return None
-        match = self._match(fields.decode("ascii"))
-        return dict(zip(self._names, match.groups(), strict=True)) if match is not None else None
-
-
-_MAX_LAYOUTS: Final = 64
-_MAX_NEW_LAYOUTS: Final = 256
-_LAYOUTS: dict[
-    tuple[bytes, ...], _Layout
-] = {}  # of this process; bounded, since a pattern takes 0.5 ms to make
-_new_layouts: set[tuple[bytes, ...]] = set()  # seen once
-
-
-def _learned(names: tuple[bytes, ...]) -> _Layout | None:
-    """The layout, when these names have come before."""
-    layout = _LAYOUTS.get(names)
-    if layout is None and len(_LAYOUTS) < _MAX_LAYOUTS:
-        if names in _new_layouts:
-            layout = _LAYOUTS[names] = _Layout(names)
-        elif len(_new_layouts) < _MAX_NEW_LAYOUTS:
-            _new_layouts.add(names)
-    return layout
 
 
 class ChunkedDecoder:
@@ -492,16 +450,6 @@ _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]
 _FIELD_LINE: Final = re.compile(rb"(" + _TOKEN + rb"+):([\t\x20-\x7e\x80-\xff]*)").fullmatch
 _ABSOLUTE: Final = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([^/?@]+)((?:[/?].*)?)", re.DOTALL).fullmatch
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})").search
-
-_MAX_NAMES: Final = 512
-_NAMES: dict[bytes, str] = {}  # spellings of header names seen so far; bounded
-
-
-def _lower_name(name: bytes) -> str:
-    lower = name.decode("ascii").lower()
-    if len(_NAMES) < _MAX_NAMES and len(name) <= 64:
-        _NAMES[name] = lower
-    return lower
 
 
 def _decode_value(value: bytes) -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cordwood.server.wire import http1
+from cordwood.server.wire import layouts
 from cordwood.server.wire.http1 import ProtocolError, RequestReceiver, render_fields
 from cordwood.server.wire.message import RequestHead
 
@@ -462,16 +462,16 @@ def test_a_head_laid_out_like_those_before_it_is_read_and_refused_alike(fields: 
 def test_a_client_that_never_repeats_itself_makes_no_more_layouts_than_are_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http1, "_LAYOUTS", {})
-    monkeypatch.setattr(http1, "_new_layouts", set())
+    monkeypatch.setattr(layouts, "_LAYOUTS", {})
+    monkeypatch.setattr(layouts, "_new_layouts", set())
     receiver = RequestReceiver()
     for number in range(2000):
         for _ in range(3):
             receiver.feed(f"GET / HTTP/1.1\r\nHost: h\r\nX-{number}: 1\r\n\r\n".encode())
             head = receiver.next_head()
             assert head is not None and head.headers == {"host": "h", f"x-{number}": "1"}
-    assert len(http1._LAYOUTS) == http1._MAX_LAYOUTS
-    assert len(http1._new_layouts) <= http1._MAX_NEW_LAYOUTS
+    assert len(layouts._LAYOUTS) == layouts._MAX_LAYOUTS
+    assert len(layouts._new_layouts) <= layouts._MAX_NEW_LAYOUTS
 
 
 def test_a_head_that_almost_fits_its_layout_is_not_tried_in_every_way_of_sharing_blanks() -> None:
