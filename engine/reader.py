@@ -197,15 +197,18 @@ class ObjectReader:
         if self._cipher is None:
             return self._read_piece(ref, first, last)
         if self._last is None or self._last[0] != ref.id:
+            self._last = None  # or there would be three chunks in memory at once
             stored = self._read_piece(ref, 0, ref.length)
             part, offset = 0, chunk_start
             if self._part_starts:
                 at = bisect_right(self._part_starts, chunk_start) - 1
                 part, offset = self._part_numbers[at], chunk_start - self._part_starts[at]
+            plain = self._decrypt(ref.id, part, offset, stored)
+            if last - first == len(plain):
+                return plain
             # Kept, for a reader in small steps would otherwise decrypt the chunk at each of them.
-            self._last = ref.id, self._decrypt(ref.id, part, offset, stored)
-        plain = self._last[1]
-        return plain if last - first == len(plain) else plain[first:last]
+            self._last = ref.id, plain
+        return self._last[1][first:last]
 
     def _decrypt(self, chunk_id: bytes, part: int, offset: int, data: bytes | memoryview) -> bytes:
         assert self._cipher is not None

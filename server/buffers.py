@@ -31,6 +31,16 @@ class Buffers:
         """Whether somebody who has a buffer may take another one."""
         return self._out < self._limit // 2
 
+    def borrow(self) -> bool:
+        """Whether the caller may hold as much as a large buffer besides what it must; then it has to `repay`."""
+        if self._out >= self._limit // 4:
+            return False
+        self._out += 1
+        return True
+
+    def repay(self) -> None:
+        self._out -= 1
+
     def take(self) -> bytearray:
         """A buffer with anything in it."""
         if self._out >= self._limit:

@@ -255,6 +255,7 @@ class _Connection:
                     await self._send_chunk(block)
                 else:
                     await self._client.send(block)
+                del block  # or it would stay until the next one is there
         except Gone:
             raise
         except Exception as fault:

@@ -314,6 +314,7 @@ async def _counted_stream(stream: AsyncIterator[bytes], count: _Count) -> AsyncI
         async for block in stream:
             count.bytes += len(block)
             yield block
+            del block
     finally:
         close = getattr(stream, "aclose", None)
         if close is not None:

@@ -17,6 +17,7 @@ from typing import Any
 from cordwood.engine import ObjectInfo, ObjectReader
 from cordwood.engine import errors as engine_errors
 from cordwood.server.bridge import Bridge
+from cordwood.server.buffers import Buffers
 from cordwood.server.encryption import DataKey
 from cordwood.server.handlers.conditions import if_range_holds, parse_range, read_conditions, version_text
 from cordwood.server.handlers.describe import OVERRIDES, checksum_members, object_members, override_members
@@ -70,7 +71,7 @@ async def get_object(request: Request) -> Response:
             response.headers.append(("content-length", str(reader.length)))
             response.on_done = reader.close
             if request.is_tls or key is not None:
-                response.stream = _stream(request.service.bridge, reader)
+                response.stream = _stream(request.service.bridge, request.service.buffers, reader)
             else:
                 response.spans = reader.spans()
     except BaseException:
@@ -213,13 +214,23 @@ def _add_what_was_asked_for(
     override_members(members, request)
 
 
-async def _stream(bridge: Bridge, reader: ObjectReader) -> AsyncIterator[bytes]:
-    """Blocks for a connection whose bytes must pass through us. While one is sent, a thread makes the next."""
+async def _stream(bridge: Bridge, buffers: Buffers, reader: ObjectReader) -> AsyncIterator[bytes]:
+    """Blocks for a connection whose bytes must pass through us. While one is sent, a thread makes the next, unless
+    there is a crowd: then each holds one block."""
     blocks = iter(reader)
+    is_ahead = buffers.borrow()
     job = bridge.submit(next, blocks, None)
     try:
         while (block := await bridge.wait(job)) is not None:
-            job = bridge.submit(next, blocks, None)
-            yield block
+            if is_ahead:
+                job = bridge.submit(next, blocks, None)
+                yield block
+                del block
+            else:
+                yield block
+                del block  # or there would be two
+                job = bridge.submit(next, blocks, None)
     finally:
         await bridge.join(job)
+        if is_ahead:
+            buffers.repay()
