@@ -25,7 +25,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent.parent
 SUITE = [
     *(f"tests/sim/test_{name}.py" for name in ("found", "simulation", "power_cuts", "faults", "kill")),
-    *(f"tests/engine/test_{name}.py" for name in ("compactor", "check", "scrub", "attributes")),
+    *(f"tests/engine/test_{name}.py" for name in ("damage", "compactor", "check", "scrub", "attributes")),
 ]
 TIMEOUT_S = 1200
 
@@ -308,6 +308,12 @@ MUTANTS = (
         "compactor.py",
         "        rest = self._left_behind(victim) or change(core, lambda txn: _retire_row(txn, volume))\n",
         "        rest = change(core, lambda txn: txn.put_volume(volume, VolumeRow(VolumeState.RETIRED)))\n",
+    ),
+    Mutant(
+        "recovery cuts what the index points to",
+        "recovery.py",
+        "    if is_pointed_to or len({group.base for group in cut}) > 1:\n",
+        "    if cut and tail.keep < 0:\n",
     ),
     Mutant(
         "scrub reads no bodies",
