@@ -47,6 +47,7 @@ from cordwood.engine.rows import (
 )
 
 MAX_READERS = 4096
+_AHEAD_BYTES = 512 << 10  # how far data.mdb reaches behind its last page; the kernel keeps no blocks for that
 _TURN_NAME = "turn"
 _TABLES = (
     "meta",
@@ -284,6 +285,12 @@ class Index:
         self._file_size = 0
         self.remembered: tuple[int, dict[str, BucketRow]] = (0, {})
         self.is_read_only = read_only
+        if not read_only:
+            try:
+                self._cover_last_page()
+            except OSError:
+                self._env.close()
+                raise
         self._turn = None if read_only else fs.open_lock(directory / _TURN_NAME)
         _alive.add(self)
 
@@ -360,18 +367,26 @@ class Index:
         self._cover_last_page()
 
     def _cover_last_page(self) -> None:
-        """Keeps data.mdb as long as its meta page says.
+        """Keeps data.mdb longer than its meta page says, some pages ahead of the next commit.
 
-        LMDB never writes a page that was taken at the end and given back in one transaction, so the file may lawfully
-        be shorter than last_pgno; `check_lengths` could not tell that from a truncation.
+        LMDB never writes a page that was taken at the end and given back in one transaction, so by itself the file may
+        lawfully be shorter than last_pgno; `check_lengths` could not tell that from a truncation. It must not be so for
+        a moment either: a kill -9 may come behind any commit, and another process may just be opening the index.
         """
         size = (int(self._env.info()["last_pgno"]) + 1) * self._page_size
-        if size > self._file_size:
-            path = self._directory / "data.mdb"
-            actual = self._fs.size_of(path) or 0
-            if actual < size:
-                self._fs.extend(path, size)
-            self._file_size = max(actual, size)
+        if size + _AHEAD_BYTES // 2 <= self._file_size:
+            return
+        path = self._directory / "data.mdb"
+        self._file_size = self._fs.size_of(path) or 0
+        if size + _AHEAD_BYTES // 2 <= self._file_size:
+            return
+        try:
+            self._fs.extend(path, size + _AHEAD_BYTES)
+        except OSError:
+            if self._file_size < size:
+                raise
+        else:
+            self._file_size = max(self._file_size, size + _AHEAD_BYTES)
 
     def info(self) -> dict[str, int]:
         """Bytes in use and entry counts per table."""

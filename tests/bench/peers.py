@@ -21,7 +21,7 @@ from statistics import median
 
 from tests.bench import wrk
 from tests.bench.neighbours import NAMES, find_program, serving
-from tests.bench.works import LINES, Endpoint, Figure, Works
+from tests.bench.works import LINES, Endpoint, Figure, RefusedError, Works
 
 _KIB, _MIB = 1 << 10, 1 << 20
 _Line = tuple[str, int, int]
@@ -79,10 +79,18 @@ def main() -> None:
                 for line in lines:
                     print(f"round {number + 1} of {options.rounds}: {_title(line)}", file=sys.stderr)
                     for name in names:
-                        figures[line][name].append(LINES[line[0]](works[name], line[2], line[1]))
+                        figures[line][name].append(_measured(works[name], line, name))
     finally:
         shutil.rmtree(base, ignore_errors=True)
     _report(figures, names, as_json=options.json)
+
+
+def _measured(works: Works, line: _Line, name: str) -> Figure:
+    try:
+        return LINES[line[0]](works, line[2], line[1])
+    except RefusedError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return Figure(0.0, 0.0, failed=1)
 
 
 def _title(line: _Line) -> str:

@@ -42,6 +42,10 @@ class Figure(NamedTuple):
     failed: int = 0
 
 
+class RefusedError(Exception):
+    """A server refused what a line needs before its clock starts: the line has no figure."""
+
+
 class Endpoint:
     """One server, one bucket of its own."""
 
@@ -68,7 +72,7 @@ class Endpoint:
         return self.head(method, key, query, len(body), hashlib.sha256(body).hexdigest(), fields) + body
 
     def call(self, method: str, key: str, query: str = "", body: bytes = b"", **extra: str) -> bytes:
-        """Sends one request and returns the body of the answer; an error ends the benchmark."""
+        """Sends one request and returns the body of the answer; an error is `RefusedError`."""
         raw = self.request(method, key, query, body, **extra)
         head, _, _ = raw.partition(b"\r\n\r\n")
         lines = head.decode().split("\r\n")
@@ -84,7 +88,7 @@ class Endpoint:
         finally:
             connection.close()
         if answer.status >= 300:
-            raise SystemExit(f"port {self.port}: {method} {key}{query}: {answer.status} {data[:300]!r}")
+            raise RefusedError(f"{method} {key}{query}: {answer.status} {data[:300]!r}")
         return data
 
 
@@ -190,7 +194,7 @@ class Works:
         requests = [self._endpoint.request("PUT", key, "", body) for key in keys]
         failed = self._send_each(requests, 16)
         if failed:
-            raise SystemExit(f"port {self._endpoint.port}: {failed} of {count} objects could not be made")
+            raise RefusedError(f"{failed} of {count} objects could not be made")
         return keys
 
     def _made(self, size: int, count: int = 2000) -> list[str]:

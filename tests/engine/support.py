@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import lmdb
+
 from cordwood.engine import Store, rebuild
 from cordwood.engine.format import SUPERBLOCK_SIZE, Header, Manifest, RecordType, decode_head
 from cordwood.engine.fs import REAL, Buffer, FileSystem
@@ -174,6 +176,14 @@ def flip(path: Path, offset: int, bit: int = 0) -> None:
         (byte,) = file.read(1)
         file.seek(offset)
         file.write(bytes([byte ^ 1 << bit]))
+
+
+def used_index_bytes(path: Path) -> int:
+    """How much of data.mdb its meta page speaks of; the file reaches farther."""
+    with lmdb.open(str(path / "index"), readonly=True, lock=False) as env:
+        pages: int = env.info()["last_pgno"] + 1
+        size: int = env.stat()["psize"]
+    return pages * size
 
 
 def first_volume(path: Path) -> Path:

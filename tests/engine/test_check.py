@@ -12,7 +12,7 @@ from cordwood.engine import CheckReport, Store, check_store, errors
 from cordwood.engine.format import RecordType
 from cordwood.engine.rows import ChunkRow, VolumeRow, volume_key
 from tests.engine.history import SIZES, History
-from tests.engine.support import copy_store, flip, noise, records_of, volume_paths
+from tests.engine.support import copy_store, flip, noise, records_of, used_index_bytes, volume_paths
 
 MAP = 1 << 28
 
@@ -109,7 +109,7 @@ def test_a_lost_index_is_rebuilt(path: Path) -> None:
 def test_a_truncated_index_is_found_and_rebuilt(path: Path, keep: float) -> None:
     before = content(path)
     file = path / "index" / "data.mdb"
-    file.write_bytes(file.read_bytes()[: max(100, int(file.stat().st_size * keep))])
+    file.write_bytes(file.read_bytes()[: max(100, int(used_index_bytes(path) * keep))])
     assert_repaired(path, "index", before)
 
 
@@ -117,7 +117,7 @@ def test_bits_that_flipped_in_the_index_are_survived_and_never_left_unnoticed(
     path: Path, tmp_path: Path, long_run: bool
 ) -> None:
     before = content(path)
-    size = (path / "index" / "data.mdb").stat().st_size
+    size = used_index_bytes(path)
     dice = random.Random(11)
     noticed = 0
     for number in range(300 if long_run else 5):

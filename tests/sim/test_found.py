@@ -23,7 +23,7 @@ from cordwood.engine.index import Index
 from cordwood.engine.lengths import check_lengths
 from cordwood.engine.operations import Content, Description, PutObject
 from cordwood.engine.volume import volume_id_of
-from tests.engine.support import FaultyFileSystem, flip, python, records_of, small
+from tests.engine.support import FaultyFileSystem, flip, python, records_of, small, used_index_bytes
 from tests.sim.crash import scratch
 from tests.sim.faulty_fs import FaultyFileSystem as PowerCutFileSystem
 from tests.sim.faulty_fs import watching_index
@@ -357,9 +357,9 @@ def test_an_index_that_grows_while_it_is_opened_is_not_taken_for_a_truncated_one
     with small(path) as store:
         store.create_bucket("wood")
     before = data.read_bytes()
-    with small(path) as store:
-        for number in range(300):
-            store.put("wood", f"{number}", b"x")
+    with small(path) as store, store.batch() as batch:
+        for number in range(6000):
+            batch.put("wood", f"{number:0100}", b"x")
     after = data.read_bytes()
     assert len(after) > len(before)
 
@@ -374,6 +374,6 @@ def test_an_index_that_grows_while_it_is_opened_is_not_taken_for_a_truncated_one
 
     data.write_bytes(before)
     check_lengths(Growing(), data.parent)
-    data.write_bytes(after[: len(after) // 2])
+    data.write_bytes(after[: used_index_bytes(path) // 2])
     with pytest.raises(errors.Corrupt, match="truncated"):
         check_lengths(Growing(), data.parent)
