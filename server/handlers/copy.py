@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from cordwood.engine import BucketInfo, ObjectInfo, ObjectReader, errors
+from cordwood.engine import BucketInfo, ObjectInfo, ObjectReader, ObjectWriter, PartWriter, errors
 from cordwood.server.encryption import AES256, ENVELOPE, DataKey, Wish, envelope_of
 from cordwood.server.gate import Demand
 from cordwood.server.handlers.annotations import has_annotations
@@ -297,7 +297,6 @@ class _Copy:
             request.confirm(original)
             unlock_source(request, reader, self._source_bucket)
             algorithm = self._algorithm or next(iter(original.checksums), DEFAULT_ALGORITHM)
-            digest = hasher(algorithm)
             writer = self._told.writer(
                 request.bucket,
                 request.key,
@@ -305,14 +304,7 @@ class _Copy:
                 cipher=new.cipher,
                 **{"metadata": original.metadata, "headers": original.headers, **self._description(original)},
             )
-            try:
-                for block in reader:
-                    digest.update(block)
-                    writer.write(block)
-            except BaseException:
-                writer.abort()
-                raise
-        checksums = {algorithm: digest.base64()}
+            checksums = poured(reader, writer, algorithm)
         info = writer.commit(
             conditions=write_conditions(request.params),
             checksum_type=FULL_OBJECT,
@@ -369,3 +361,16 @@ def checksum_of(
         for block in reader:
             digest.update(block)
     return digest.base64()
+
+
+def poured(reader: ObjectReader, writer: ObjectWriter | PartWriter, algorithm: str) -> dict[str, str]:
+    """Writes all that is read; returns the checksum of it. On any failure the writer is aborted."""
+    digest = hasher(algorithm)
+    try:
+        for block in reader:
+            digest.update(block)
+            writer.write(block)
+    except BaseException:
+        writer.abort()
+        raise
+    return {algorithm: digest.base64()}

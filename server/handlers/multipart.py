@@ -24,6 +24,7 @@ from cordwood.server.handlers.copy import (
     checksum_of,
     log_copy,
     parse_source,
+    poured,
     source_key,
     unlock_source,
 )
@@ -50,7 +51,6 @@ from cordwood.server.handlers.lifecycle import abort_members
 from cordwood.server.handlers.listing import encoder, page_size
 from cordwood.server.handlers.new_object import new_attrs
 from cordwood.server.handlers.request import Request, handles
-from cordwood.server.wire.checksums import hasher
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
@@ -277,7 +277,6 @@ def _write_part(
 ) -> PartInfo:
     """A part from a source where one of the two is encrypted: its bytes are read and written."""
     store = request.service.store
-    digest = hasher(algorithm)
     conditions = source_conditions(request.params)
     with store.get(
         source.bucket, source.key, version_id=source.version_id, conditions=conditions, range=byte_range
@@ -287,14 +286,7 @@ def _write_part(
         writer = store.part_writer(
             request.bucket, request.key, upload.upload_id, number, cipher=cipher_of(key)
         )
-        try:
-            for block in reader:
-                digest.update(block)
-                writer.write(block)
-        except BaseException:
-            writer.abort()
-            raise
-    checksums = {algorithm: digest.base64()}
+        checksums = poured(reader, writer, algorithm)
     if key is None:
         return writer.commit(checksums=checksums)
     return writer.commit(
