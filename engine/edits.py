@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Edits:
-    """The part of `Store` that this module holds."""
+    """The part of `Store` that this module holds. What raises NotImplementedError here is what it needs of the rest."""
 
     _core: Core
 

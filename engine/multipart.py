@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 class Multipart:
-    """The part of `Store` that this module holds."""
+    """The part of `Store` that this module holds. What raises NotImplementedError here is what it needs of the rest."""
 
     _core: Core
 
