@@ -143,7 +143,7 @@ async def list_object_annotations(request: Request) -> Response:
         "Bucket": request.bucket,
         "Key": request.key,
         "AnnotationPrefix": params.get("AnnotationPrefix"),
-        "MaxAnnotationResults": limit,
+        "MaxAnnotationResults": params.get("MaxAnnotationResults"),
         "AnnotationCount": len(page),
         "ContinuationToken": token,
         **_version(request, info),

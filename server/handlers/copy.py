@@ -183,7 +183,13 @@ async def copy_object(request: Request) -> Response:
 
 def _check_self_copy(request: Request) -> None:
     params = request.params
-    changes = ("StorageClass", "WebsiteRedirectLocation", "ServerSideEncryption", "SSECustomerAlgorithm")
+    changes = (
+        "StorageClass",
+        "WebsiteRedirectLocation",
+        "ServerSideEncryption",
+        "SSECustomerAlgorithm",
+        "CopySourceSSECustomerAlgorithm",  # what is under a customer's key gets another, or the bucket's default
+    )
     if not _is_described(request) and not any(member in params for member in changes):
         raise s3_error(
             "InvalidRequest",

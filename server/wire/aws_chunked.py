@@ -10,8 +10,8 @@ The grammar (CRLF written as `\\r\\n`; `signature` is 64 lower-case hexadecimal 
     trailers  = *( name ":" value "\\r\\n" ) [ "x-amz-trailer-signature:" signature "\\r\\n" ]
 
 A size is 1 to 16 hexadecimal digits and not 0. The signatures are there exactly when the plan is signed.
-One deviation: AWS's own document shows the checksum trailer of a *signed* payload ending in "\\n\\r\\n", and minio-go
-sends it so; that is accepted too.
+One deviation: AWS's own document shows a checksum trailer that ends in "\\n\\r\\n", and minio-go sends its trailers so,
+each line with LF and all of them with CRLF; that is accepted too.
 
 Invariants:
 * The decoded bytes and errors do not depend on how the input is cut into feeds. Work is linear in the input; memory is
@@ -119,6 +119,7 @@ class _AwsChunkedDecoder:
         "_chunk_signature",
         "_expected",
         "_had_small_chunk",
+        "_has_bare_lines",
         "_is_done",
         "_is_signed",
         "_left",
@@ -145,6 +146,7 @@ class _AwsChunkedDecoder:
         self._line = b""  # the beginning of a line whose end has not arrived
         self._read = self._read_size
         self._trailer_bytes = 0
+        self._has_bare_lines = False  # trailers that end in LF, and not yet all of them in CRLF
         self._trailer_lines: dict[str, str] = {}
         self._trailer_signature = ""
         self._is_done = False
@@ -233,7 +235,10 @@ class _AwsChunkedDecoder:
         if self._trailer_bytes > _MAX_TRAILER_BYTES:
             raise _bad_trailer("the trailers are too long")
         if line == b"\r\n":
-            self._end_trailers()
+            if self._has_bare_lines:
+                self._has_bare_lines = False  # these are ended; see the deviation above
+            else:
+                self._end_trailers()
             return
         if self._trailer_signature:
             raise _bad_trailer("x-amz-trailer-signature is not the last one")
@@ -241,6 +246,10 @@ class _AwsChunkedDecoder:
         if match is None:
             raise _bad_trailer("a line is not NAME:VALUE")
         name, value = match[1].decode("ascii").lower(), match[2].decode("ascii").strip(" ")
+        is_bare = match[3] == b"\n"
+        if is_bare < self._has_bare_lines or (is_bare and name == "x-amz-trailer-signature"):
+            raise _bad_trailer("some lines end in LF without CR, others do not")
+        self._has_bare_lines = is_bare
         if name == "x-amz-trailer-signature":
             if not self._is_signed or not _SIGNATURE(value):
                 raise _bad_trailer("x-amz-trailer-signature is not expected, or not a signature")
@@ -249,17 +258,6 @@ class _AwsChunkedDecoder:
             raise _bad_trailer(f"{name} is not declared in x-amz-trailer, or given twice")
         else:
             self._trailer_lines[name] = value
-            if self._is_signed and match[3] == b"\n":
-                self._read = self._read_end_of_trailer
-                return
-        if match[3] == b"\n":
-            raise _bad_trailer("a line ends in LF without CR")
-
-    def _read_end_of_trailer(self, line: bytes) -> None:
-        """The CRLF of "\\n\\r\\n", see the deviation above."""
-        if line != b"\r\n":
-            raise _bad_trailer("a line ends in LF without CR")
-        self._read = self._read_trailer
 
     def _end_trailers(self) -> None:
         missing = [name for name in self._plan.trailer_names if name not in self._trailer_lines]

@@ -283,7 +283,7 @@ def render_error(error: S3Error, *, resource: str, request_id: str, host_id: str
         '<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>',
         error.code,
         "</Code><Message>",
-        escape_text(error.message),
+        escape_text(error.message).replace("&quot;", '"'),  # as AWS: clients look for conditions of policies
         "</Message>",
     ]
     named = set()

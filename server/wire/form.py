@@ -132,6 +132,7 @@ class FormParser:
         end = self._buffer.find(self._delimiter)
         if end < 0:
             return False
+        self._check_size(end)
         try:
             value = self._buffer[2 : max(end, 2)].decode("utf-8")
         except UnicodeDecodeError:
@@ -185,7 +186,7 @@ def _names(value: str) -> tuple[str, str]:
         # Browsers escape a quote as %22, others as \".
         text = match[3] if match[2] is None else re.sub(r'\\(["\\])', r"\1", match[2]).replace("%22", '"')
         found.setdefault(match[1].lower(), text)
-    if "name" not in found:
+    if not found.get("name"):
         raise malformed_post()
     filename = found.get("filename", "")
     if "filename*" in found:

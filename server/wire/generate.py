@@ -45,12 +45,12 @@ ROOTS = {
     "ListBuckets": "ListAllMyBucketsResult",
     "ListDirectoryBuckets": "ListAllMyDirectoryBucketsResult",
     "ListMultipartUploads": "ListMultipartUploadsResult",
-    "ListObjectAnnotations": "ListObjectAnnotationsResult",
+    "ListObjectAnnotations": "ListObjectAnnotationsOutput",
     "ListObjectVersions": "ListVersionsResult",
     "ListObjects": "ListBucketResult",
     "ListObjectsV2": "ListBucketResult",
     "ListParts": "ListPartsResult",
-    "PutObjectAnnotation": "PutObjectAnnotationResult",
+    "PutObjectAnnotation": "PutObjectAnnotationOutput",
 }
 # The same request line as another operation, told apart by a host name that a single server does not have.
 OTHER_HOST = {"ListDirectoryBuckets"}

@@ -973,7 +973,7 @@ OPERATIONS: dict[str, Row] = {
     ),
     "ListObjectAnnotations": (
         "GET", "object", ("annotation",), (), (), 200, True,
-        None, "ListObjectAnnotationsResult",
+        None, "ListObjectAnnotationsOutput",
         (
             "VersionId", ("MaxAnnotationResults", "query", "max-annotation-results", "integer"),
             ("AnnotationPrefix", "query", "annotation-prefix", "string"), "ContinuationToken", "RequestPayer",
@@ -1291,7 +1291,7 @@ OPERATIONS: dict[str, Row] = {
     ),
     "PutObjectAnnotation": (
         "PUT", "object", ("annotation",), ("annotationName",), (), 200, True,
-        ("AnnotationPayload", "blob", "AnnotationPayload", True), "PutObjectAnnotationResult",
+        ("AnnotationPayload", "blob", "AnnotationPayload", True), "PutObjectAnnotationOutput",
         (
             "VersionId", "AnnotationName", "AnnotationPayload", "ObjectIfMatch", "ChecksumAlgorithm",
             "ChecksumCRC32", "ChecksumCRC32C", "ChecksumCRC64NVME", "ChecksumSHA1", "ChecksumSHA256",

@@ -85,6 +85,15 @@ def test_annotations_are_listed_by_prefix_and_in_pages(s3: Any) -> None:
     assert refused(names, s3, AnnotationPrefix="\x01") == "InvalidPrefix"
 
 
+def test_the_documents_of_annotations_are_named_as_aws_names_them(server: LiveServer, s3: Any) -> None:
+    put = server.request("PUT", "/bkt/k?annotation&annotationName=a", b"text")
+    assert b"<PutObjectAnnotationOutput " in put.body
+    listed = server.request("GET", "/bkt/k?annotation").body
+    assert b"<ListObjectAnnotationsOutput " in listed and b"<MaxAnnotationResults>" not in listed
+    listed = server.request("GET", "/bkt/k?annotation&max-annotation-results=5").body
+    assert b"<MaxAnnotationResults>5</MaxAnnotationResults>" in listed
+
+
 @pytest.mark.parametrize(
     ("name", "code"),
     [("x" * 513, "AnnotationNameTooLong"), ("ä" * 257, "AnnotationNameTooLong"), ("awsome", "InvalidAnnotationName"),

@@ -309,7 +309,6 @@ def test_only_the_last_signed_chunk_may_be_small() -> None:
         (f"{CRC}:AA\rA",),
         (f"{CRC}:é",),
         (f"{CRC}:AAAA\nx-amz-acl:public-read",),
-        (f"{CRC}:AAAA\n",),
         (f"{CRC}:" + "A" * 9000,),
         (f"{CRC}:AAAA", "x-amz-trailer-signature:" + "0" * 64),
     ],
@@ -356,6 +355,32 @@ def test_nothing_may_follow_the_trailer_signature() -> None:
 def test_a_payload_without_trailers_may_not_bring_any() -> None:
     body = signed_body([b"abcde"])[:-2] + b"x-amz-checksum-crc32:AAAA\r\n\r\n"
     assert refusal(plan_of("streaming-signed", 5), body).code == "InvalidRequest"
+
+
+CRC32 = "x-amz-checksum-crc32"
+
+
+@pytest.mark.parametrize("step", [None, 1])
+def test_trailers_that_each_end_in_lf_and_together_in_crlf_are_accepted(step: int | None) -> None:
+    plan = plan_of("streaming-unsigned-trailer", 5, CRC, CRC32)
+    lines = f"{CRC}:AAAA\n{CRC32}:BBBB\n\r\n".encode()
+    decoded = run(plan, b"5\r\nabcde\r\n0\r\n" + lines + b"\r\n", step)
+    assert decoded == (b"abcde", {CRC: "AAAA", CRC32: "BBBB"})
+
+
+@pytest.mark.parametrize(
+    "lines", [f"{CRC}:AAAA\n", f"{CRC}:AAAA\n{CRC32}:BBBB\r\n", f"{CRC}:AAAA\r\n{CRC32}:BBBB\n"]
+)
+def test_trailers_that_end_in_lf_without_a_crlf_behind_them_are_refused(lines: str) -> None:
+    plan = plan_of("streaming-unsigned-trailer", 5, CRC, CRC32)
+    refused = refusal(plan, b"5\r\nabcde\r\n0\r\n" + lines.encode() + b"\r\n")
+    assert refused.code in ("MalformedTrailerError", "IncompleteBody")
+
+
+def test_a_trailer_signature_that_ends_in_lf_is_refused() -> None:
+    body = signed_body([b"abcde"], (CRC, "AAAA"), line_end=b"\n\r\n")
+    plan = plan_of("streaming-signed-trailer", 5, CRC)
+    assert refusal(plan, body[:-4] + b"\n\r\n\r\n").code == "MalformedTrailerError"
 
 
 # -- payloads that are not aws-chunked -----------------------------------------------------------------------

@@ -200,6 +200,9 @@ def test_an_object_can_be_copied_onto_itself_to_change_its_encryption(s3: Any) -
         Bucket="bkt", Key="k", CopySource="bkt/k", **customer(KEY_A, "CopySource"), **customer(KEY_B)
     )
     assert s3.get_object(Bucket="bkt", Key="k", **customer(KEY_B))["Body"].read() == b"text"
+    s3.copy_object(Bucket="bkt", Key="k", CopySource="bkt/k", **customer(KEY_B, "CopySource"))
+    got = s3.get_object(Bucket="bkt", Key="k")
+    assert (got["Body"].read(), got["ServerSideEncryption"]) == (b"text", "AES256")
 
 
 # --- multipart uploads ----------------------------------------------------------------------------------------

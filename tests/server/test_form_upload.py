@@ -96,6 +96,7 @@ def test_a_file_without_its_end_is_no_file() -> None:
         f"--{BOUNDARY}x\r\n".encode(),
         f"--{BOUNDARY}\r\n\r\nvalue\r\n--{BOUNDARY}--".encode(),
         f"--{BOUNDARY}\r\nContent-Disposition: form-data\r\n\r\nvalue\r\n".encode(),
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name=""; filename="f"\r\n\r\nvalue\r\n'.encode(),
         f"--{BOUNDARY}\r\nContent-Disposition: attachment; name=a\r\n\r\nvalue\r\n".encode(),
         f"--{BOUNDARY}\r\n".encode() + b"x" * 5000,
     ],
@@ -109,6 +110,8 @@ def test_fields_are_bounded_and_the_file_is_not() -> None:
     for fields in ({"a": "x" * MAX_FIELDS_BYTES}, {f"field-{n}": "x" * 1000 for n in range(21)}):
         with pytest.raises(S3Error, match="MaxPostPreDataLengthExceeded"):
             parse(encode(fields), 512)
+        with pytest.raises(S3Error, match="MaxPostPreDataLengthExceeded"):
+            parse(encode(fields), 1_000_000)
     assert len(parse(encode({}, b"x" * 100_000), 4096)[1]) == 100_000
 
 

@@ -173,6 +173,13 @@ def test_the_generic_writer_writes_what_the_sdk_reads() -> None:
     assert sdk_parse(operation.name, write_document(operation, rules["OwnershipControls"])) == rules
 
 
+def test_quotation_marks_in_the_message_of_an_error_stand_as_they_are() -> None:
+    message = 'Policy Condition failed: ["eq", "$key", "<&quot;>"]'
+    document = render_error(s3_error("AccessDenied", message), resource="/", request_id="1", host_id="2")
+    assert b'<Message>Policy Condition failed: ["eq", "$key", "&lt;&amp;quot;&gt;"]</Message>' in document
+    assert ElementTree.fromstring(document).findtext("Message") == message
+
+
 @given(st.text())
 def test_whatever_text_is_written_the_document_is_well_formed(text: str) -> None:
     document = render_error(s3_error("NoSuchKey", key=text), resource=text, request_id="1", host_id="2")
