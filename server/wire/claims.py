@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -35,6 +35,13 @@ from cordwood.server.wire.signing import (
 
 MAX_SKEW_S: Final = 15 * 60
 _CONTENT_SHA256: Final = "x-amz-content-sha256"
+_DAY: Final = re.compile(r"[0-9]{8}").fullmatch
+
+
+class Refusal(Protocol):
+    """The error of something that is wrong with a credential; `region` is the right one, where that was wrong."""
+
+    def __call__(self, detail: str, region: str | None = None, /) -> S3Error: ...
 
 
 class SignedHeaders:
@@ -76,17 +83,27 @@ class Claim(msgspec.Struct, gc=False):
     is_presigned: bool
 
 
-def claim_of_header(head: RequestHead, header: str, now_s: float, payload_sha256: str | None = None) -> Claim:
+class Place(msgspec.Struct, frozen=True, gc=False):
+    """What a signature must be for."""
+
+    region: str
+    service: str
+
+
+def claim_of_header(
+    head: RequestHead, header: str, now_s: float, place: Place, payload_sha256: str | None = None
+) -> Claim:
     """`payload_sha256` is of a body that has arrived, for services that do not name it in a header."""
-    algorithm, _, rest = header.partition(" ")
+    algorithm, space, rest = header.partition(" ")
     if algorithm != ALGORITHM:
-        raise _wrong_algorithm(algorithm, header)
+        raise _wrong_algorithm(algorithm if space else "", header)
     # All before the last component stays the same as long as a client does the same kind of thing.
     first, _, last = rest.rpartition(",")
-    scope = _parse_components(first)
     name, _, signature = last.strip(" \t").partition("=")
     if name != "Signature":
-        raise _missing_components()
+        raise _bad_components(rest)
+    scope = _parse_components(first)
+    _check_scope(scope, place, _bad_credential_of_header)
     headers = head.headers
     amz_date = headers.get("x-amz-date")
     if amz_date is None:
@@ -98,9 +115,7 @@ def claim_of_header(head: RequestHead, header: str, now_s: float, payload_sha256
     if payload_hash is None:
         raise s3_error("InvalidRequest", "Missing required header for this request: x-amz-content-sha256")
     if scope.day != amz_date[:8]:
-        raise _malformed_header(
-            f'Invalid credential date "{scope.day}". This date is not the same as X-Amz-Date: "{amz_date[:8]}"'
-        )
+        raise _bad_credential_of_header(_wrong_day(scope.day, amz_date))
     if abs(now_s - request_s) > MAX_SKEW_S:
         raise s3_error(
             "RequestTimeTooSkewed",
@@ -118,26 +133,32 @@ def _parse_components(text: str) -> Scope:
     for piece in text.split(","):
         name, equals, value = piece.strip(" \t").partition("=")
         if not equals or name in parts:
-            raise _missing_components()
+            raise _bad_components(text + ",Signature=")
         parts[name] = value
     if parts.keys() != {"Credential", "SignedHeaders"}:
-        raise _missing_components()
-    credential = parts["Credential"].rsplit("/", 4)
-    if len(credential) != 5 or not credential[0]:
-        raise _malformed_header(
+        raise _bad_components(text + ",Signature=")
+    return _scope(parts["Credential"], parts["SignedHeaders"], _bad_credential_of_header)
+
+
+def _scope(credential: str, signed_headers: str, refuse: Refusal) -> Scope:
+    parts = credential.split("/")
+    if len(parts) != 5:
+        raise refuse(
             'the Credential is mal-formed; expecting "<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request"'
         )
-    return _scope(credential, parts["SignedHeaders"])
-
-
-def _scope(credential: list[str], signed_headers: str) -> Scope:
-    access_key, day, region, service, terminal = credential
+    access_key, day, region, service, terminal = parts
+    if not access_key:
+        raise refuse("a non-empty Access Key (AKID) must be provided in the credential")
     text = f"{day}/{region}/{service}/{terminal}"
     return Scope(access_key, day, region, service, terminal, text, _signed_headers(signed_headers))
 
 
 def claim_of_query(
-    head: RequestHead, parameters: dict[str, str], now_s: float, payload_sha256: str | None = None
+    head: RequestHead,
+    parameters: dict[str, str],
+    now_s: float,
+    place: Place,
+    payload_sha256: str | None = None,
 ) -> Claim:
     if any(name not in parameters for name in PRESIGNED_PARAMETERS):
         raise _bad_query(
@@ -149,35 +170,53 @@ def claim_of_query(
         if algorithm.startswith("AWS4-ECDSA"):
             raise no_ecdsa()
         raise _bad_query(f'X-Amz-Algorithm only supports "{ALGORITHM}"')
-    credential = parameters["x-amz-credential"].rsplit("/", 4)
-    if len(credential) != 5 or not credential[0]:
-        raise _bad_query(
-            "Error parsing the X-Amz-Credential parameter; the Credential is mal-formed; expecting "
-            '"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request".'
-        )
-    day = credential[1]
+    scope = _scope(
+        parameters["x-amz-credential"], parameters["x-amz-signedheaders"], _bad_credential_of_query
+    )
+    _check_scope(scope, place, _bad_credential_of_query)
     amz_date = parameters["x-amz-date"]
     request_s = _parse_time(amz_date)
     if request_s is None:
         raise _bad_query("X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\"")
-    if day != amz_date[:8]:
-        raise _bad_query(
-            f'Error parsing the X-Amz-Credential parameter; Invalid credential date "{day}". This date is not the same '
-            f'as X-Amz-Date: "{amz_date[:8]}".'
-        )
+    if scope.day != amz_date[:8]:
+        raise _bad_query(_wrong_day(scope.day, amz_date) + ".")
     _check_lifetime(parameters["x-amz-expires"], request_s, now_s)
     # Usually not there. When it is, its value takes the place of UNSIGNED-PAYLOAD in what is signed.
     payload_hash = (
         payload_sha256 or parameters.get("x-amz-content-sha256") or head.headers.get("x-amz-content-sha256")
     )
     return Claim(
-        _scope(credential, parameters["x-amz-signedheaders"]),
+        scope,
         amz_date,
         parameters["x-amz-signature"],
         payload_hash or UNSIGNED_PAYLOAD,
         [pair for pair in head.query if pair[0].lower() != "x-amz-signature"],
         True,
     )
+
+
+def claim_of_form(fields: Mapping[str, str], now_s: float, place: Place) -> Claim:
+    """Of a browser's form, by its fields. It lives as long as its policy says, and its date at most a week."""
+    algorithm = fields["x-amz-algorithm"]
+    if algorithm != ALGORITHM:
+        if algorithm.startswith("AWS4-ECDSA"):
+            raise no_ecdsa()
+        raise _bad_argument("X-Amz-Algorithm", algorithm, f"Only {ALGORITHM} is supported")
+    credential = fields["x-amz-credential"]
+
+    def refuse(detail: str, _region: str | None = None) -> S3Error:
+        return _bad_argument("x-amz-credential", credential, f"{detail}.")
+
+    scope = _scope(credential, "", refuse)
+    _check_scope(scope, place, refuse)
+    amz_date = fields["x-amz-date"]
+    request_s = _parse_time(amz_date)
+    if request_s is None:
+        raise _bad_argument("X-Amz-Date", amz_date, "X-Amz-Date must be formated via ISO8601 Long format")
+    if scope.day != amz_date[:8]:
+        raise refuse(_wrong_day(scope.day, amz_date))
+    _check_age(request_s, MAX_EXPIRES_S, now_s)
+    return Claim(scope, amz_date, fields["x-amz-signature"], UNSIGNED_PAYLOAD, (), True)
 
 
 PRESIGNED_PARAMETERS: Final = (
@@ -188,8 +227,6 @@ PRESIGNED_PARAMETERS: Final = (
     "x-amz-signedheaders",
     "x-amz-expires",
 )
-# A form lives as long as its policy says, and its date at most a week.
-FORM_LIFETIME: Final = {"x-amz-expires": str(MAX_EXPIRES_S), "x-amz-signedheaders": "host"}
 SIGV2_PARAMETERS: Final = {"awsaccesskeyid", "signature"}
 _MATERIAL: Final = {*PRESIGNED_PARAMETERS, *SIGV2_PARAMETERS, "x-amz-security-token"}
 
@@ -218,15 +255,26 @@ def _check_lifetime(expires: str, request_s: int, now_s: float) -> None:
         raise _bad_query("X-Amz-Expires should be a number")
     expires_s = int(expires)
     if not 1 <= expires_s <= MAX_EXPIRES_S:
+        message = "X-Amz-Expires must be non-negative"
+        if expires_s > 0:
+            message = (
+                "X-Amz-Expires must be less than a week (in seconds); that is, the given X-Amz-Expires must be less "
+                f"than {MAX_EXPIRES_S} seconds"
+            )
         # AWS answers 400; s3-tests wants the 403 of an expired URL.
-        message = f"X-Amz-Expires must lie between 1 and {MAX_EXPIRES_S} seconds, a week"
         raise S3Error("AuthorizationQueryParametersError", 403, message)
+    _check_age(request_s, expires_s, now_s)
+
+
+def _check_age(request_s: int, expires_s: int, now_s: float) -> None:
     if request_s > now_s + MAX_SKEW_S:
         raise s3_error("AccessDenied", "Request is not valid yet", ServerTime=_iso(now_s))
     if now_s > request_s + expires_s:
         raise s3_error(
             "AccessDenied",
             "Request has expired",
+            (),
+            **{"X-Amz-Expires": expires_s},
             Expires=_iso(request_s + expires_s),
             ServerTime=_iso(now_s),
         )
@@ -237,14 +285,21 @@ def _signed_headers(text: str) -> SignedHeaders:
     return SignedHeaders(tuple(text.split(";")) if text else ())
 
 
-def check_scope(claim: Claim, region: str, service: str) -> None:
-    scope = claim.scope
-    if scope.region != region:
-        raise _bad_scope(claim, f"the region '{scope.region}' is wrong; expecting '{region}'", region)
-    if scope.service != service:
-        raise _bad_scope(claim, f'incorrect service "{scope.service}". This endpoint belongs to "{service}"')
+def _check_scope(scope: Scope, place: Place, refuse: Refusal) -> None:
     if scope.terminal != "aws4_request":
-        raise _bad_scope(claim, f'incorrect terminal "{scope.terminal}". This endpoint uses "aws4_request"')
+        raise refuse(f'incorrect terminal "{scope.terminal}". This endpoint uses "aws4_request"')
+    if scope.service != place.service:
+        raise refuse(f'incorrect service "{scope.service}". This endpoint belongs to "{place.service}"')
+    if scope.region != place.region:
+        raise refuse(f"the region '{scope.region}' is wrong; expecting '{place.region}'", place.region)
+    if not _DAY(scope.day):
+        raise refuse(
+            f'incorrect date format "{scope.day}". This date in the credential must be in the format "yyyyMMdd"'
+        )
+
+
+def _wrong_day(day: str, amz_date: str) -> str:
+    return f'Invalid credential date "{day}". This date is not the same as X-Amz-Date: "{amz_date[:8]}"'
 
 
 def check_signed_headers(head: RequestHead, claim: Claim) -> None:
@@ -304,19 +359,28 @@ def _iso(time_s: float) -> str:
 
 
 def _wrong_algorithm(algorithm: str, header: str) -> S3Error:
+    """`algorithm` is empty when the header has no space."""
     if algorithm == "AWS":
         return _only_v4()
     if algorithm.startswith("AWS4-ECDSA"):
         return no_ecdsa()
-    return s3_error(
-        "InvalidArgument",
-        "Unsupported Authorization Type",
-        ArgumentName="Authorization",
-        ArgumentValue=header,
-    )
+    message = "Unsupported Authorization Type"
+    if not algorithm:
+        message = "Authorization header is invalid -- one and only one ' ' (space) required"
+    return _bad_argument("Authorization", header, message)
 
 
-def _missing_components() -> S3Error:
+def _bad_components(text: str) -> S3Error:
+    """What is wrong with "Credential=..., SignedHeaders=..., Signature=..."."""
+    pieces = [piece.strip(" \t") for piece in text.split(",")]
+    if len(pieces) == 3:
+        for piece in pieces:
+            if "=" not in piece:
+                return _malformed_header(f'the authorization component "{piece}" is malformed')
+        names = {piece.partition("=")[0] for piece in pieces}
+        for name in ("Credential", "SignedHeaders", "Signature"):
+            if name not in names:
+                return _malformed_header(f"missing {name}")
     return _malformed_header(
         "the authorization header requires three components: Credential, SignedHeaders, and Signature"
     )
@@ -330,22 +394,31 @@ def _bad_query(message: str) -> S3Error:
     return s3_error("AuthorizationQueryParametersError", message)
 
 
-def _bad_scope(claim: Claim, detail: str, region: str | None = None) -> S3Error:
-    # The header is for HEAD, whose answer has no document: SDKs that signed for another region sign again by it.
-    headers = (("x-amz-bucket-region", region),) if region is not None else ()
-    if claim.is_presigned:
-        return s3_error(
-            "AuthorizationQueryParametersError",
-            f"Error parsing the X-Amz-Credential parameter; {detail}.",
-            headers,
-            Region=region,
-        )
+def _bad_argument(name: str, value: str, message: str) -> S3Error:
+    return s3_error("InvalidArgument", message, ArgumentName=name, ArgumentValue=value)
+
+
+def _bad_credential_of_header(detail: str, region: str | None = None) -> S3Error:
     return s3_error(
         "AuthorizationHeaderMalformed",
         f"The authorization header is malformed; {detail}.",
-        headers,
+        _region_header(region),
         Region=region,
     )
+
+
+def _bad_credential_of_query(detail: str, region: str | None = None) -> S3Error:
+    return s3_error(
+        "AuthorizationQueryParametersError",
+        f"Error parsing the X-Amz-Credential parameter; {detail}.",
+        _region_header(region),
+        Region=region,
+    )
+
+
+def _region_header(region: str | None) -> tuple[tuple[str, str], ...]:
+    """For HEAD, whose answer has no document: SDKs that signed for another region sign again by it."""
+    return (("x-amz-bucket-region", region),) if region is not None else ()
 
 
 def _only_v4() -> S3Error:

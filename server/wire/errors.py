@@ -73,7 +73,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "IncorrectNumberOfFilesInPostRequest": (400, "POST requires exactly one file upload per request."),
     "InlineDataTooLarge": (400, "The inline data exceeds the maximum allowed size."),
     "InternalError": (500, "We encountered an internal error. Please try again."),
-    "InvalidAccessKeyId": (403, "The AWS access key ID that you provided does not exist in our records."),
+    "InvalidAccessKeyId": (403, "The AWS Access Key Id you provided does not exist in our records."),
     "InvalidAnnotationName": (400, "The annotation name you provided is invalid."),
     "InvalidArgument": (400, "Invalid Argument"),
     "InvalidBucketAclWithObjectOwnership": (

@@ -29,13 +29,13 @@ import msgspec
 
 from cordwood.server.wire import sigv2
 from cordwood.server.wire.claims import (
-    FORM_LIFETIME,
     PRESIGNED_PARAMETERS,
     SIGV2_PARAMETERS,
     Claim,
+    Place,
     authentication_parameters,
-    check_scope,
     check_signed_headers,
+    claim_of_form,
     claim_of_header,
     claim_of_query,
     no_ecdsa,
@@ -179,19 +179,19 @@ def authenticate(
                 ArgumentName="Authorization",
                 ArgumentValue=header,
             )
-        claim = claim_of_header(head, header, now_s, payload_sha256)
+        claim = claim_of_header(head, header, now_s, Place(region, service), payload_sha256)
     elif parameters.keys() & SIGV2_PARAMETERS:
         if service != "s3":
             # It names no service: a URL for a listing would be good for credentials, too.
             raise s3_error("InvalidRequest", f"Signature Version 2 is not for {service}.")
         return _verify_version_2(head, parameters, secret_for, session_for, now_s, host_bucket)
     elif parameters:
-        claim = claim_of_query(head, parameters, now_s, payload_sha256)
+        claim = claim_of_query(head, parameters, now_s, Place(region, service), payload_sha256)
     else:
         return Verified(_AUTHENTICATOR, ANONYMOUS, _anonymous_plan(head))
 
-    check_scope(claim, region, service)
     check_signed_headers(head, claim)
+    _check_declared(claim.payload_hash)
     scope = claim.scope
     credential = _account(scope.access_key, _token(head, parameters), secret_for, session_for)
     mac = signer(credential.secret_key, scope.day, region, service)
@@ -263,8 +263,7 @@ def authenticate_form(
             )
     policy = fields["policy"]
     if is_version_4:
-        claim = claim_of_query(head, {**fields, **FORM_LIFETIME}, now_s)
-        check_scope(claim, region, service)
+        claim = claim_of_form(fields, now_s, Place(region, service))
         access_key, signature = claim.scope.access_key, claim.signature
     else:
         claim = None
@@ -281,6 +280,7 @@ def authenticate_form(
             AWSAccessKeyId=access_key,
             StringToSign=policy,
             SignatureProvided=signature,
+            StringToSignBytes=policy.encode("utf-8", "replace").hex(" "),
         )
     return Verified(_AUTHENTICATOR, _identity(credential), plan)
 
@@ -366,15 +366,7 @@ def _payload_plan(head: RequestHead, declared: str, claim: Claim | None, key: by
     is_aws_chunked = encoding is not None and "aws-chunked" in encoding.lower()
     kind = _STREAMING.get(declared)
     if kind is None:
-        if declared.startswith("STREAMING-AWS4-ECDSA"):
-            raise no_ecdsa()
-        if declared != UNSIGNED_PAYLOAD and not _SHA256(declared):
-            raise s3_error(
-                "InvalidArgument",
-                f"x-amz-content-sha256 must be {UNSIGNED_PAYLOAD}, {', '.join(_STREAMING)}, or a valid sha256 value.",
-                ArgumentName="x-amz-content-sha256",
-                ArgumentValue=declared,
-            )
+        _check_declared(declared)
         if is_aws_chunked and (head.is_chunked or head.content_length):
             raise s3_error(
                 "InvalidRequest",
@@ -407,6 +399,23 @@ def _payload_plan(head: RequestHead, declared: str, claim: Claim | None, key: by
         signing_key=key,
         scope="" if claim is None else claim.scope.text,
         amz_date="" if claim is None else claim.amz_date,
+    )
+
+
+def _check_declared(declared: str) -> None:
+    """Is it anything that x-amz-content-sha256 may say?"""
+    if declared in _PLAIN_PLANS or declared in _STREAMING or _SHA256(declared):
+        return
+    if declared.startswith("STREAMING-AWS4-ECDSA"):
+        raise no_ecdsa()
+    raise s3_error(
+        "InvalidArgument",
+        "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-UNSIGNED-PAYLOAD-TRAILER, "
+        "STREAMING-AWS4-HMAC-SHA256-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER, "
+        "STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD, STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD-TRAILER or a valid sha256 "
+        "value.",
+        ArgumentName="x-amz-content-sha256",
+        ArgumentValue=declared,
     )
 
 

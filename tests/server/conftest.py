@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import http.client
 import threading
 from collections.abc import Iterator, Mapping
@@ -135,9 +136,12 @@ class Answer:
 
     @property
     def code(self) -> str:
-        """The <Code> of an error document, "" when there is none."""
-        _, found, rest = self.body.partition(b"<Code>")
-        return rest.partition(b"</Code>")[0].decode() if found else ""
+        return self.field("Code")
+
+    def field(self, name: str) -> str:
+        """The text of an element of an error document, "" when there is none."""
+        _, _, rest = self.body.decode("utf-8", "replace").partition(f"<{name}>")
+        return html.unescape(rest.partition("</")[0])
 
 
 @pytest.fixture

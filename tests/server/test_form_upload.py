@@ -198,7 +198,7 @@ def test_boto3_signs_a_form_with_version_4(server: LiveServer, s3: Any) -> None:
 def test_a_form_of_another_region_or_an_old_one_is_refused(server: LiveServer, s3: Any) -> None:
     now = datetime.now(UTC)
     for region, moment, code in (
-        ("eu-west-1", now, "AuthorizationQueryParametersError"),
+        ("eu-west-1", now, "InvalidArgument"),
         ("us-east-1", now - timedelta(days=8), "AccessDenied"),
     ):
         day = moment.strftime("%Y%m%d")
@@ -213,6 +213,25 @@ def test_a_form_of_another_region_or_an_old_one_is_refused(server: LiveServer, s
         key = signing_key(ALICE.secret_key, day, region, "s3")
         fields["x-amz-signature"] = hmac.digest(key, policy.encode(), "sha256").hex()
         assert post(server, encode(fields)).code == code
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("x-amz-algorithm", "HMAC", "Only AWS4-HMAC-SHA256 is supported"),
+        ("x-amz-date", "yesterday", "X-Amz-Date must be formated via ISO8601 Long format"),
+        ("x-amz-credential", "me", "the Credential is mal-formed; expecting"),
+        ("x-amz-credential", "me/20130524/us-east-1/s3/aws5", 'incorrect terminal "aws5"'),
+    ],
+)
+def test_a_field_of_a_form_s_signature_that_is_wrong_is_named(
+    server: LiveServer, s3: Any, name: str, value: str, message: str
+) -> None:
+    made = server.client(signature_version="s3v4").generate_presigned_post("bkt", "a")
+    made["fields"][name] = value
+    refused = post(server, encode(made["fields"]))
+    assert (refused.code, refused.field("ArgumentValue")) == ("InvalidArgument", value)
+    assert message in refused.field("Message")
 
 
 @pytest.mark.parametrize(

@@ -385,6 +385,7 @@ def test_a_presigned_url_expires() -> None:
     assert verify(head, THEN + timedelta(seconds=60))
     error = refusal(head, THEN + timedelta(seconds=61))
     assert (error.code, error.status, error.message) == ("AccessDenied", 403, "Request has expired")
+    assert error.fields[0][0] == "X-Amz-Expires"
 
 
 def test_a_presigned_url_of_the_future_is_refused() -> None:
@@ -429,24 +430,49 @@ def test_another_service_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("old", "new", "detail"),
     [
-        ("/20130524/", "/20130525/"),
-        ("aws4_request", "aws4_response"),
-        ("/us-east-1/s3", "/s3"),
-        (f"{ME.access_key}/", "/"),
-        ("Credential=", "Credential"),
-        ("SignedHeaders=", "Signed="),
-        (", Signature=", ", Signature=0, Signature="),
-        (", Signature=", ", X=1, Signature="),
-        ("host;", ""),
-        ("SignedHeaders=host;x-amz-content-sha256;x-amz-date", "SignedHeaders="),
-        (";x-amz-date", ",x-amz-date"),
+        ("/20130524/", "/20130525/", 'Invalid credential date "20130525". This date is not the same'),
+        (
+            "/20130524/",
+            "/May/",
+            'incorrect date format "May". This date in the credential must be in the format',
+        ),
+        ("aws4_request", "aws4_response", 'incorrect terminal "aws4_response". This endpoint uses'),
+        ("/s3/", "/ec2/", 'incorrect service "ec2". This endpoint belongs to "s3"'),
+        ("/us-east-1/", "/eu-west-1/", "the region 'eu-west-1' is wrong; expecting 'us-east-1'"),
+        ("/us-east-1/s3", "/s3", "the Credential is mal-formed"),
+        ("/us-east-1/s3", "/more/us-east-1/s3", "the Credential is mal-formed"),
+        (f"{ME.access_key}/", "/", "a non-empty Access Key (AKID) must be provided"),
+        ("Credential=", "Credential", 'the authorization component "Credential'),
+        ("Credential=", "Credentials=", "missing Credential."),
+        ("SignedHeaders=", "Signed=", "missing SignedHeaders."),
+        ("Signature=", "Signed=", "missing Signature."),
+        (", Signature=", ", Signature=0, Signature=", "requires three components"),
+        (", Signature=", ", X=1, Signature=", "requires three components"),
+        ("host;", "", "SignedHeaders must name host"),
+        ("SignedHeaders=host;x-amz-content-sha256;x-amz-date", "SignedHeaders=", "SignedHeaders must name"),
+        (";x-amz-date", ",x-amz-date", "requires three components"),
     ],
 )
-def test_a_malformed_authorization_header_is_refused(old: str, new: str) -> None:
+def test_a_malformed_authorization_header_is_refused_with_what_is_wrong(
+    old: str, new: str, detail: str
+) -> None:
     error = refusal(changed_authorization(old, new))
     assert (error.code, error.status) == ("AuthorizationHeaderMalformed", 400)
+    assert detail in error.message
+
+
+def test_an_authorization_header_of_one_word_is_refused() -> None:
+    error = refusal(with_header(signed(), "authorization", "word"))
+    assert error.message == "Authorization header is invalid -- one and only one ' ' (space) required"
+    assert error.fields == (("ArgumentName", "Authorization"), ("ArgumentValue", "word"))
+
+
+def test_a_payload_hash_that_is_none_is_named_before_the_signature() -> None:
+    error = refusal(with_header(signed(), "x-amz-content-sha256", "abc"))
+    assert error.code == "InvalidArgument"
+    assert ("ArgumentValue", "abc") in error.fields
 
 
 def test_two_authorization_headers_are_refused() -> None:
