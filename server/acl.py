@@ -68,6 +68,8 @@ def canned(name: str, owner_id: str, bucket_owner_id: str) -> Acl:
         groups += (Grant(ALL_USERS, "WRITE"),)
     if name == "authenticated-read":
         groups += (Grant(AUTHENTICATED, "READ"),)
+    if name == "log-delivery-write":
+        groups += (Grant(LOG_DELIVERY, "WRITE"), Grant(LOG_DELIVERY, "READ_ACP"))
     own = private(owner_id)
     if bucket_owner_id != owner_id and name == "bucket-owner-read":
         own += (Grant(bucket_owner_id, "READ"),)

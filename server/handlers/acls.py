@@ -18,7 +18,13 @@ from cordwood.server.acl import Acl, dumped, loaded, private
 from cordwood.server.gate import SHARED
 from cordwood.server.handlers.buckets import owner_members
 from cordwood.server.handlers.conditions import version_text
-from cordwood.server.handlers.grants import PERMISSIONS, document_acl, refuse_public, requested_acl
+from cordwood.server.handlers.grants import (
+    PERMISSIONS,
+    document_acl,
+    has_grants,
+    refuse_public,
+    requested_acl,
+)
 from cordwood.server.handlers.ingest import receive_structure
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.notifications import touched
@@ -39,7 +45,7 @@ def object_attrs(request: Request) -> dict[str, Any]:
     info = request.bucket_info
     params = request.params
     assert info is not None
-    is_asked = "ACL" in params or any(member in params for member in PERMISSIONS)
+    is_asked = "ACL" in params or has_grants(params)
     if not is_asked and SHARED not in info.attrs:
         return {}
     bucket_owner = owner_members(request)
@@ -110,11 +116,14 @@ def _refuse_enforced(info: BucketInfo) -> None:
 
 async def _wanted(request: Request, owner_id: str, bucket_owner_id: str) -> Acl:
     """The list to set: from the headers or from the document, and never from both."""
-    document = await receive_structure(request)
+    try:
+        document = await receive_structure(request)
+    except S3Error as error:
+        raise s3_error("MalformedACLError") if error.code == "MalformedXML" else error from None
+    if document and ("ACL" in request.params or has_grants(request.params)):
+        raise s3_error("UnexpectedContent")
     acl = requested_acl(request, request.params, owner_id, bucket_owner_id)
     if acl is not None:
-        if document:
-            raise s3_error("UnexpectedContent")
         return acl
     if not document:
         raise _missing()

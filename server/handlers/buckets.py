@@ -183,7 +183,15 @@ def _check_location(constraint: str | None, region: str) -> None:
 
 @handles("DeleteBucket")
 async def delete_bucket(request: Request) -> Response:
-    await request.service.bridge.run(request.service.store.delete_bucket, request.bucket)
+    try:
+        await request.service.bridge.run(request.service.store.delete_bucket, request.bucket)
+    except engine_errors.BucketNotEmpty:
+        message = None
+        if request.has_versioning:
+            message = (
+                "The bucket you tried to delete is not empty. You must delete all versions in the bucket."
+            )
+        raise s3_error("BucketNotEmpty", message, bucket_name=request.bucket) from None
     return respond(request.operation, {})
 
 

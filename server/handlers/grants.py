@@ -14,6 +14,7 @@ from cordwood.server.acl import FULL_CONTROL, KNOWN_GROUPS, MAX_GRANTS, Acl, Gra
 from cordwood.server.handlers.request import Request
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import Params
+from cordwood.server.wire.operations import ENUMS
 
 PERMISSIONS: Final = {
     "GrantRead": "READ",
@@ -27,18 +28,22 @@ _GRANTEE: Final = re.compile(r'\s*(id|uri|emailAddress)\s*=\s*("?)([^",]*)\2\s*\
 
 def requested_acl(request: Request, params: Params, owner_id: str, bucket_owner_id: str) -> Acl | None:
     """What the x-amz-acl or the x-amz-grant-* headers ask for; None when there are none."""
+    name = params.get("ACL")
+    if name is not None:
+        if has_grants(params):
+            raise s3_error("InvalidRequest", "Specifying both Canned ACLs and Header Grants is not allowed")
+        return canned(name, owner_id, bucket_owner_id)
     grants = [
         Grant(_grantee(request, part), permission)
         for member, permission in PERMISSIONS.items()
         if member in params
         for part in params[member].split(",")
     ]
-    name = params.get("ACL")
-    if name is not None and grants:
-        raise s3_error("InvalidRequest", "Specifying both Canned ACLs and Header Grants is not allowed")
-    if name is not None:
-        return canned(name, owner_id, bucket_owner_id)
     return _bounded(tuple(grants)) if grants else None
+
+
+def has_grants(params: Params) -> bool:
+    return any(member in params for member in PERMISSIONS)
 
 
 def _grantee(request: Request, text: str) -> str:
@@ -80,7 +85,9 @@ def _bounded(acl: Acl) -> Acl:
 def document_acl(request: Request, document: dict[str, Any], owner_id: str) -> Acl:
     if "Owner" not in document or "Grants" not in document:
         raise s3_error("MalformedACLError")
-    if document["Owner"].get("ID", owner_id) != owner_id:
+    if "ID" not in document["Owner"]:
+        raise s3_error("MalformedACLError")
+    if _known_owner(request, document["Owner"]["ID"]) != owner_id:
         raise s3_error("AccessDenied")
     grants = []
     for entry in document["Grants"]:
@@ -93,6 +100,8 @@ def document_acl(request: Request, document: dict[str, Any], owner_id: str) -> A
 
 def known_grantee(request: Request, grantee: dict[str, Any]) -> str:
     """The owner id or the group of a Grantee element."""
+    if grantee.get("Type", "CanonicalUser") not in ENUMS["Type"]:
+        raise s3_error("MalformedACLError")
     if "URI" in grantee:
         return _known_group(grantee["URI"])
     if "ID" in grantee:

@@ -147,7 +147,7 @@ def _content_md5(text: str) -> str:
     except (binascii.Error, ValueError):
         digest = b""
     if len(digest) != 16:
-        raise s3_error("InvalidDigest", content_md5=text)
+        raise s3_error("InvalidDigest", None, (), **{"Content-MD5": text})
     return digest.hex()
 
 

@@ -39,7 +39,6 @@ def lock_attrs(request: Request) -> dict[str, Any]:
     hold = params.get("ObjectLockLegalHoldStatus")
     if mode is None and until_s is None and hold is None:
         return {}
-    _require_lock(request)
     attrs: dict[str, Any] = {}
     if (mode is None) != (until_s is None):
         raise s3_error(
@@ -49,6 +48,7 @@ def lock_attrs(request: Request) -> dict[str, Any]:
         )
     if mode is not None and until_s is not None:
         attrs[RETENTION] = {"mode": mode, "until_ms": _future_ms(until_s)}
+    _require_lock(request, "Bucket is missing ObjectLockConfiguration")
     if hold == "ON":
         attrs[HOLD] = True
     return attrs
@@ -66,10 +66,10 @@ def lock_members(attrs: Any) -> dict[str, Any]:
     return members
 
 
-def _require_lock(request: Request) -> None:
+def _require_lock(request: Request, message: str = "Bucket is missing Object Lock Configuration") -> None:
     assert request.bucket_info is not None
     if OBJECT_LOCK not in request.bucket_info.attrs:
-        raise s3_error("InvalidRequest", "Bucket is missing Object Lock Configuration")
+        raise s3_error("InvalidRequest", message)
 
 
 def _future_ms(until_s: float) -> int:
@@ -78,6 +78,7 @@ def _future_ms(until_s: float) -> int:
             "InvalidArgument",
             "The retain until date must be in the future!",
             argument_name="x-amz-object-lock-retain-until-date",
+            argument_value=iso8601(int(until_s * 1000)),
         )
     return int(until_s * 1000)
 
@@ -102,6 +103,8 @@ async def get_object_lock_configuration(request: Request) -> Response:
 @handles("PutObjectLockConfiguration", "ObjectLockConfiguration", ignores="Token", has_body=True)
 async def put_object_lock_configuration(request: Request) -> Response:
     wanted = await receive_structure(request)
+    if not wanted:
+        raise s3_error("MissingRequestBodyError")
     if wanted.get("ObjectLockEnabled") != "Enabled":
         raise malformed("ObjectLockEnabled must be Enabled")
     default: dict[str, Any] = {}
@@ -145,11 +148,12 @@ def _default_retention(document: dict[str, Any] | None) -> dict[str, Any]:
 
 
 async def _head(request: Request) -> ObjectInfo:
-    _require_lock(request)
     store, version_id = request.service.store, version_text(request.params)
-    return await request.service.bridge.run(
+    found = await request.service.bridge.run(
         lambda: store.head(request.bucket, request.key, version_id=version_id)
     )
+    _require_lock(request)
+    return found
 
 
 def _nothing_set() -> S3Error:
@@ -190,9 +194,9 @@ async def get_object_legal_hold(request: Request) -> Response:
 @handles("PutObjectLegalHold", "LegalHold VersionId", has_body=True)
 async def put_object_legal_hold(request: Request) -> Response:
     wanted = await receive_structure(request)
-    _require_lock(request)
     if "Status" not in wanted:
         raise malformed("a legal hold needs a Status")
+    _require_lock(request)
     return await _set(request, {HOLD: wanted["Status"] == "ON"})
 
 

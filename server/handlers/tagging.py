@@ -34,6 +34,7 @@ TAGS: Final = "tags"
 
 # Letters, digits and spaces of any script, and these.
 _FORBIDDEN: Final = re.compile(r"[^\w\s+\-=.:/@]")
+_BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def checked(pairs: Iterable[tuple[str, str]], limit: int) -> dict[str, str]:
@@ -50,8 +51,9 @@ def checked(pairs: Iterable[tuple[str, str]], limit: int) -> dict[str, str]:
             raise s3_error("InvalidTag", "Cannot provide multiple Tags with the same key", tag_key=key)
         tags[key] = value
     if len(tags) > limit:
-        what = "Object" if limit == MAX_OBJECT_TAGS else "Bucket"
-        raise s3_error("InvalidTag", f"{what} tags cannot be greater than {limit}")
+        if limit == MAX_BUCKET_TAGS:
+            raise s3_error("BadRequest", f"Bucket tag count cannot be greater than {limit}")
+        raise s3_error("InvalidTag", f"Object tags cannot be greater than {limit}")
     return dict(sorted(tags.items()))
 
 
@@ -61,11 +63,13 @@ def header_tags(params: Params) -> dict[str, str] | None:
     if text is None:
         return None
     pairs = []
+    is_encoded = _BAD_ESCAPE.search(text) is None
     for part in text.split("&"):
         key, _, value = part.partition("=")
         if part:
             pairs.append((unquote_plus(key), unquote_plus(value)))
-    if len(dict(pairs)) < len(pairs):
+            is_encoded = is_encoded and key != ""
+    if not is_encoded or len(dict(pairs)) < len(pairs):
         raise s3_error(
             "InvalidArgument",
             "The header 'x-amz-tagging' shall be encoded as UTF-8 then URLEncoded URL query parameters without tag "

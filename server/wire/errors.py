@@ -34,7 +34,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "BucketAlreadyExists": (
         409,
         "The requested bucket name is not available. The bucket namespace is shared by all users of the system. "
-        "Select a different name and try again.",
+        "Please select a different name and try again.",
     ),
     "BucketAlreadyOwnedByYou": (
         409,
@@ -50,8 +50,8 @@ CATALOGUE: dict[str, tuple[int, str]] = {
         400,
         "The existing object was created with a different encryption type.",
     ),
-    "EntityTooLarge": (400, "Your proposed upload exceeds the maximum allowed object size."),
-    "EntityTooSmall": (400, "Your proposed upload is smaller than the minimum allowed object size."),
+    "EntityTooLarge": (400, "Your proposed upload exceeds the maximum allowed size"),
+    "EntityTooSmall": (400, "Your proposed upload is smaller than the minimum allowed size"),
     "ExpiredToken": (400, "The provided token has expired."),
     "IdempotencyParameterMismatch": (
         400,
@@ -83,7 +83,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "InvalidBucketName": (400, "The specified bucket is not valid."),
     "InvalidBucketState": (409, "The request is not valid with the current state of the bucket."),
     "InvalidChunkSizeError": (403, "Only the last chunk is allowed to have a size less than 8192 bytes"),
-    "InvalidDigest": (400, "The Content-MD5 or checksum value that you specified is not valid."),
+    "InvalidDigest": (400, "The Content-MD5 you specified was invalid."),
     "InvalidEncryptionAlgorithmError": (
         400,
         "The encryption request that you specified is not valid. The valid value is AES256.",
@@ -92,7 +92,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "InvalidObjectState": (403, "The operation is not valid for the object's storage class"),
     "InvalidPart": (
         400,
-        "One or more of the specified parts could not be found. The part may not have been uploaded, or the "
+        "One or more of the specified parts could not be found.  The part may not have been uploaded, or the "
         "specified entity tag may not match the part's entity tag.",
     ),
     "InvalidPartNumber": (416, "The requested partnumber is not satisfiable"),
@@ -169,7 +169,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     ),
     "NoSuchVersion": (404, "The specified version does not exist."),
     "NoSuchWebsiteConfiguration": (404, "The specified bucket does not have a website configuration"),
-    "NotImplemented": (501, "A header or query you provided implies functionality that is not implemented"),
+    "NotImplemented": (501, "A header you provided implies functionality that is not implemented"),
     "NotModified": (304, "Not Modified"),
     "ObjectLockConfigurationNotFoundError": (404, "Object Lock configuration does not exist for this bucket"),
     "OperationAborted": (

@@ -133,13 +133,15 @@ def _bad_value(member: str, wire_name: str, kind: str, text: str) -> S3Error:
     if member == "ChecksumAlgorithm":
         if wire_name == "x-amz-sdk-checksum-algorithm":
             return s3_error("InvalidRequest", f"Value for {wire_name} header is invalid.")
-        valid = ", ".join(ENUMS["ChecksumAlgorithm"])
+        valid = ", ".join(sorted(ENUMS["ChecksumAlgorithm"]))
         return s3_error(
             "InvalidRequest",
             f"Checksum algorithm provided is unsupported. Please try again with any of the valid types: [{valid}]",
         )
     if member == "ChecksumType":
         return s3_error("InvalidRequest", f"Value for {wire_name} header is invalid.")
+    if member == "ObjectOwnership":
+        return s3_error("InvalidArgument", f"Invalid {wire_name} header: {text}", argument_name=wire_name)
     message = _MESSAGES.get(member)
     if message is None:
         message = (
@@ -151,8 +153,12 @@ def _bad_value(member: str, wire_name: str, kind: str, text: str) -> S3Error:
 
 
 _MESSAGES: Final = {
+    "ACL": "",
     "EncodingType": "Invalid Encoding Method specified in Request",
     "MetadataDirective": "Unknown metadata directive.",
+    "ObjectLockLegalHoldStatus": "Legal Hold must be either of 'ON' or 'OFF'",
+    "ObjectLockMode": "Unknown wormMode directive.",
+    "ObjectLockRetainUntilDate": "The retain until date must be provided in ISO 8601 format",
     "ServerSideEncryption": "The encryption method specified is not supported",
     "TaggingDirective": "Unknown tagging directive.",
     "ObjectAttributes": "Invalid attribute name specified.",

@@ -2221,7 +2221,7 @@ ENUMS: dict[str, tuple[str, ...]] = {
         "Enabled", "Suspended",
     ),
     "BucketCannedACL": (
-        "private", "public-read", "public-read-write", "authenticated-read",
+        "private", "public-read", "public-read-write", "authenticated-read", "log-delivery-write",
     ),
     "BucketLocationConstraint": (
         "af-south-1", "ap-east-1", "ap-east-2", "ap-northeast-1", "ap-northeast-2", "ap-northeast-3",

@@ -1,0 +1,163 @@
+"""What AWS answers to requests that cannot be meant: code, message and the elements that name the argument."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.server.conftest import ALICE, Answer, LiveServer
+
+UNTIL = {"x-amz-object-lock-retain-until-date": "2999-01-01T00:00:00Z"}
+MODE = {"x-amz-object-lock-mode": "GOVERNANCE"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "code", "message", "name"),
+    [
+        ({"x-amz-acl": "mine"}, "InvalidArgument", "", "x-amz-acl"),
+        (
+            {"x-amz-object-lock-legal-hold": "YES"},
+            "InvalidArgument", "Legal Hold must be either of 'ON' or 'OFF'", "x-amz-object-lock-legal-hold",
+        ),
+        (
+            {**UNTIL, "x-amz-object-lock-mode": "LAX"},
+            "InvalidArgument", "Unknown wormMode directive.", "x-amz-object-lock-mode",
+        ),
+        (
+            {**MODE, "x-amz-object-lock-retain-until-date": "tomorrow"},
+            "InvalidArgument", "The retain until date must be provided in ISO 8601 format",
+            "x-amz-object-lock-retain-until-date",
+        ),
+        (
+            {**MODE, "x-amz-object-lock-retain-until-date": "1999-01-01T00:00:00Z"},
+            "InvalidArgument", "The retain until date must be in the future!",
+            "x-amz-object-lock-retain-until-date",
+        ),
+        (
+            MODE,
+            "InvalidArgument",
+            "x-amz-object-lock-retain-until-date and x-amz-object-lock-mode must both be supplied",
+            "x-amz-object-lock-retain-until-date",
+        ),
+        ({**MODE, **UNTIL}, "InvalidRequest", "Bucket is missing ObjectLockConfiguration", ""),
+        ({"content-md5": "no md5"}, "InvalidDigest", "The Content-MD5 you specified was invalid.", ""),
+        ({"x-amz-tagging": "=value"}, "InvalidArgument", None, "x-amz-tagging"),
+        ({"x-amz-tagging": "key=%zz"}, "InvalidArgument", None, "x-amz-tagging"),
+        ({"x-amz-tagging": "key=a%2"}, "InvalidArgument", None, "x-amz-tagging"),
+    ],
+)  # fmt: skip
+def test_a_header_of_an_upload_that_makes_no_sense_is_named(
+    server: LiveServer, s3: Any, headers: dict[str, str], code: str, message: str | None, name: str
+) -> None:
+    refused = server.request("PUT", "/bkt/k", b"text", headers)
+    assert (refused.status, refused.code, refused.field("ArgumentName")) == (400, code, name)
+    assert message is None or refused.field("Message") == message
+
+
+def test_an_ownership_that_is_none_is_named(server: LiveServer) -> None:
+    refused = server.request("PUT", "/new", headers={"x-amz-object-ownership": "mine"})
+    assert refused.field("Message") == "Invalid x-amz-object-ownership header: mine"
+
+
+def test_more_than_fifty_tags_of_a_bucket_are_a_bad_request(server: LiveServer, s3: Any) -> None:
+    tags = "".join(f"<Tag><Key>{n}</Key><Value/></Tag>" for n in range(51))
+    refused = server.request("PUT", "/bkt?tagging", f"<Tagging><TagSet>{tags}</TagSet></Tagging>".encode())
+    assert (refused.code, refused.field("Message")) == (
+        "BadRequest",
+        "Bucket tag count cannot be greater than 50",
+    )
+
+
+def test_a_bucket_that_holds_versions_says_so_when_it_is_to_go(server: LiveServer, s3: Any) -> None:
+    s3.put_bucket_versioning(Bucket="bkt", VersioningConfiguration={"Status": "Enabled"})
+    s3.put_object(Bucket="bkt", Key="k")
+    s3.delete_object(Bucket="bkt", Key="k")
+    refused = server.request("DELETE", "/bkt")
+    assert (refused.status, refused.code) == (409, "BucketNotEmpty")
+    assert refused.field("Message").endswith("You must delete all versions in the bucket.")
+
+
+# --- object lock ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["retention", "legal-hold"])
+def test_the_lock_of_a_missing_key_is_no_such_key_whatever_the_bucket_has(
+    server: LiveServer, s3: Any, what: str
+) -> None:
+    assert server.request("GET", f"/bkt/absent?{what}").code == "NoSuchKey"
+    s3.put_object(Bucket="bkt", Key="k")
+    refused = server.request("GET", f"/bkt/k?{what}")
+    assert refused.field("Message") == "Bucket is missing Object Lock Configuration"
+
+
+def test_a_legal_hold_without_a_status_is_malformed_whatever_the_bucket_has(
+    server: LiveServer, s3: Any
+) -> None:
+    assert server.request("PUT", "/bkt/k?legal-hold", b"<LegalHold/>").code == "MalformedXML"
+
+
+def test_a_lock_configuration_needs_a_body(server: LiveServer, s3: Any) -> None:
+    assert server.request("PUT", "/bkt?object-lock").code == "MissingRequestBodyError"
+
+
+# --- access control lists -------------------------------------------------------------------------------------
+
+
+def policy(grantee: str, *, owner: str = f"<ID>{ALICE.owner_id}</ID>", permission: str = "READ") -> bytes:
+    return (
+        f"<AccessControlPolicy><Owner>{owner}</Owner><AccessControlList><Grant>{grantee}"
+        f"<Permission>{permission}</Permission></Grant></AccessControlList></AccessControlPolicy>"
+    ).encode()
+
+
+def grantee(kind: str = "CanonicalUser", inside: str = f"<ID>{ALICE.owner_id}</ID>") -> str:
+    xsi = "http://www.w3.org/2001/XMLSchema-instance"
+    return f'<Grantee xmlns:xsi="{xsi}" xsi:type="{kind}">{inside}</Grantee>'
+
+
+@pytest.mark.parametrize(
+    ("document", "code"),
+    [
+        (policy(grantee(), owner=""), "MalformedACLError"),
+        (policy(grantee(), owner="<ID>nobody</ID>"), "InvalidArgument"),
+        (policy(grantee(), permission="LOOK"), "MalformedACLError"),
+        (policy(grantee("Someone")), "MalformedACLError"),
+        (policy(grantee(inside="")), "MalformedACLError"),
+        (b"<AccessControlPolicy>", "MalformedACLError"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/bkt", "/bkt/k"])
+def test_a_list_that_cannot_be_meant_is_refused(
+    server: LiveServer, s3: Any, path: str, document: bytes, code: str
+) -> None:
+    s3.put_object(Bucket="bkt", Key="k")
+    assert server.request("PUT", f"{path}?acl", document).code == code
+
+
+def test_a_list_is_given_in_one_way_only(server: LiveServer, s3: Any) -> None:
+    def put(headers: dict[str, str], body: bytes = b"") -> Answer:
+        return server.request("PUT", "/bkt?acl", body, headers)
+
+    both = put({"x-amz-acl": "private", "x-amz-grant-read": "nobody"})
+    assert both.field("Message") == "Specifying both Canned ACLs and Header Grants is not allowed"
+    assert put({"x-amz-grant-read": "nobody"}, policy(grantee())).code == "UnexpectedContent"
+    assert put({"x-amz-acl": "private"}, policy(grantee())).code == "UnexpectedContent"
+
+
+def test_log_delivery_write_lets_the_log_delivery_group_write_and_read_the_list(
+    server: LiveServer, s3: Any
+) -> None:
+    answer = server.request("PUT", "/bkt?acl", headers={"x-amz-acl": "log-delivery-write"})
+    assert answer.status == 200
+    made = server.request("PUT", "/logs", headers={"x-amz-acl": "log-delivery-write"})
+    assert made.status == 200
+    group = "http://acs.amazonaws.com/groups/s3/LogDelivery"
+    for bucket in ("bkt", "logs"):
+        grants = s3.get_bucket_acl(Bucket=bucket)["Grants"]
+        assert [(each["Grantee"].get("URI"), each["Permission"]) for each in grants] == [
+            (group, "WRITE"),
+            (group, "READ_ACP"),
+            (None, "FULL_CONTROL"),
+        ]
+    assert server.request("PUT", "/bkt/k", headers={"x-amz-acl": "log-delivery-write"}).status == 400
