@@ -17,6 +17,8 @@ from typing import Any
 from cordwood.engine import locks, namespace
 from cordwood.engine.errors import Corrupt
 from cordwood.engine.format import (
+    CHECKSUM_ALGORITHMS,
+    STORAGE_CLASSES,
     AttrsHead,
     BucketHead,
     ChunkRef,
@@ -32,9 +34,7 @@ from cordwood.engine.format import (
 )
 from cordwood.engine.index import Txn
 from cordwood.engine.rows import (
-    CHECKSUM_ALGORITHMS,
     NO_PLACE,
-    STORAGE_CLASSES,
     AttrsRow,
     BucketRow,
     ChunkRow,
@@ -168,14 +168,18 @@ class Applier:
         if not self._counting:
             return
         try:
-            manifest = self._manifests.get(place) or self._read_manifest(place)
+            chunks = (self._manifests.get(place) or self._read_manifest(place)).chunks()
         except (Corrupt, OSError) as error:
             # The chunks stay counted: space that fsck gives back, never data that is lost.
             _log.warning("chunk references of a removed object were kept: %s", error)
             return
-        for ref in manifest.chunks():
+        for ref in chunks:
             row = self.txn.chunk(ref.id)
-            assert row is not None and row.references > 0
+            if row is None or not row.references:
+                raise Corrupt(
+                    f"the index counts no reference to chunk {ref.id.hex()}, which a removed object names; "
+                    "`cordwood fsck --repair` counts anew"
+                )
             if row.references == 1:
                 self._live[row.volume] = self._live.get(row.volume, 0) - chunk_record_length(row.length)
             self.txn.put(ref.id, row._replace(references=row.references - 1).pack(), self.txn.tables.chunks)

@@ -42,18 +42,17 @@ from cordwood.engine.format import (
     PartHead,
     RecordType,
     Superblock,
-    chunk_head_length,
-    decode_chunk_head,
+    read_head,
 )
 from cordwood.engine.fs import REAL, FileSystem
 from cordwood.engine.index import Index
 from cordwood.engine.lengths import check_lengths
-from cordwood.engine.liveness import Life, describe, life_of, read_head
+from cordwood.engine.liveness import Life, describe, life_of
 from cordwood.engine.opening import Identity, Options
 from cordwood.engine.probe import probe_index
 from cordwood.engine.rebuild import RebuildReport, rebuild_index
 from cordwood.engine.rows import VolumeRow, VolumeState
-from cordwood.engine.volume import Place, Record, VolumeFile, Volumes, volume_id_of
+from cordwood.engine.volume import Place, Record, VolumeFile, Volumes, volume_id_of, volume_name
 from cordwood.engine.walk import Damage, walk
 
 _log = logging.getLogger("cordwood.fsck")
@@ -243,8 +242,11 @@ class _Checker:
         elif block.store != identity.store:
             self._quarantine(path, f"belongs to another store ({block.store.hex()})")
         elif block.volume != volume:
-            right = path.with_name(f"{block.volume:010d}.vol")
-            if self._fs.size_of(right) is not None:
+            right = path.with_name(volume_name(block.volume))
+            if volume_id_of(right.name) is None:
+                self._quarantine(path, f"says that it is volume {block.volume}, which no volume can be")
+                return
+            if self._fs.exists(right):
                 self._quarantine(path, f"is a copy of {right.name} under another name")
                 return
             problem = self._found("name", str(path), f"is volume {block.volume} under a wrong name")
@@ -587,8 +589,6 @@ class _VolumeCheck:
         """That head and body fit each other; with the body at hand, its digest or manifest."""
         header, body = item.header, item.body
         if header.type == RecordType.CHUNK:
-            if header.head_length != chunk_head_length(header.body_length):
-                decode_chunk_head(item.head, header.body_length, where)
             is_named_by_digest = header.flags & Flag.DIGEST and body is not None
             if is_named_by_digest and blake3(body or b"").digest() != item.head[:CHUNK_ID_SIZE]:
                 raise Corrupt(f"{where}: the chunk's bytes do not have the digest that it is named by")
@@ -600,7 +600,9 @@ class _VolumeCheck:
         )
         if chunked:
             assert isinstance(head, PartHead | ObjectHead)
-            size = Manifest(body, where, head.overhead).size
+            manifest = Manifest(body, where, head.overhead)
+            manifest.check()
+            size = manifest.size
             if size != head.size:
                 raise Corrupt(f"{where}: its chunks are {size} bytes, its head says {head.size}")
         elif isinstance(head, ObjectHead) and len(body) != head.size + head.overhead:

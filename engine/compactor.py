@@ -41,7 +41,7 @@ from cordwood.engine.filling import (
     set_state,
     settle_leftovers,
 )
-from cordwood.engine.format import CHUNK_ID_SIZE, SUPERBLOCK_SIZE, Header
+from cordwood.engine.format import CHUNK_ID_SIZE, SUPERBLOCK_SIZE, Header, read_head
 from cordwood.engine.index import Txn
 from cordwood.engine.liveness import (
     Life,
@@ -50,7 +50,6 @@ from cordwood.engine.liveness import (
     is_needed,
     is_tombstone,
     life_of,
-    read_head,
     references_into,
 )
 from cordwood.engine.recovery import remove_retired
@@ -565,7 +564,10 @@ class Compactor:
 def _is_grave(file: VolumeFile, record: Record) -> bool:
     """Whether a scanned record is a tombstone."""
     header = record.header
-    return is_tombstone(header, read_head(header, record.head, file.where(header.offset)))
+    try:
+        return is_tombstone(header, read_head(header, record.head, file.where(header.offset)))
+    except Corrupt:
+        return False
 
 
 def _drop_idle(txn: Txn, volume: int, items: list[tuple[Header, Any, Life]]) -> list[bool]:

@@ -27,9 +27,17 @@ from typing import Any
 from cordwood.engine.clock import tick
 from cordwood.engine.core import Core
 from cordwood.engine.errors import Corrupt, ReadOnly
-from cordwood.engine.format import ALIGNMENT, HEADER_SIZE, SUPERBLOCK_SIZE, Flag, Header, RecordType
+from cordwood.engine.format import (
+    ALIGNMENT,
+    HEADER_SIZE,
+    SUPERBLOCK_SIZE,
+    Flag,
+    Header,
+    RecordType,
+    read_head,
+)
 from cordwood.engine.index import Txn
-from cordwood.engine.liveness import Accounts, find_pointer, is_tombstone, read_head
+from cordwood.engine.liveness import Accounts, find_pointer, is_tombstone
 from cordwood.engine.recovery import remove_retired
 from cordwood.engine.rows import VolumeRow, VolumeState
 from cordwood.engine.volume import ActiveVolume, NewRecord, Place, Record, VolumeFile

@@ -15,13 +15,15 @@ Invariants:
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from enum import IntEnum, IntFlag
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from crc32c import crc32c
 
+from cordwood.engine.clock import CLOCK_MAX
 from cordwood.engine.errors import Corrupt, UnsupportedFormat
 
 FORMAT_VERSION = 1
@@ -226,6 +228,53 @@ class Layout(IntEnum):
     MARKER = 2
 
 
+# What a field may hold. The decoder refuses everything else, so that nothing behind it meets a number that fits no row.
+BUCKET_NAME_MAX = 63
+COMPONENT_MAX = 1024
+PARTS_MAX = 10_000
+_Number = Annotated[int, msgspec.Meta(ge=0, le=CLOCK_MAX)]
+_PartNumber = Annotated[int, msgspec.Meta(ge=1, le=PARTS_MAX)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=PARTS_MAX)]
+_Layout = Annotated[int, msgspec.Meta(ge=int(Layout.INLINE), le=int(Layout.MARKER))]
+_Component = Annotated[bytes, msgspec.Meta(max_length=COMPONENT_MAX)]
+_Md5 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+_Secret = Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
+
+STORAGE_CLASSES = (
+    "STANDARD",
+    "REDUCED_REDUNDANCY",
+    "STANDARD_IA",
+    "ONEZONE_IA",
+    "INTELLIGENT_TIERING",
+    "GLACIER",
+    "DEEP_ARCHIVE",
+    "OUTPOSTS",
+    "GLACIER_IR",
+    "SNOW",
+    "EXPRESS_ONEZONE",
+    "FSX_OPENZFS",
+    "FSX_ONTAP",
+    "AWS_BACKUP_WARM",
+    "AWS_BACKUP_LOW_COST_WARM",
+)
+CHECKSUM_ALGORITHMS = (
+    "CRC32",
+    "CRC32C",
+    "SHA1",
+    "SHA256",
+    "CRC64NVME",
+    "SHA512",
+    "MD5",
+    "XXHASH64",
+    "XXHASH3",
+    "XXHASH128",
+)
+CHECKSUM_TYPES = ("", "COMPOSITE", "FULL_OBJECT")
+_SHOWN = 64  # of a text that makes no sense, so much goes into a message
+_CLASSES = frozenset(STORAGE_CLASSES)
+_ALGORITHMS = frozenset(CHECKSUM_ALGORITHMS)
+
+
 class _Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
     pass
 
@@ -238,46 +287,46 @@ class ObjectHead(_Head, frozen=True):
     the bytes are encrypted: then each chunk, or the body of an inline object, is so much longer than its plaintext.
     """
 
-    bucket: int
-    directory: int
-    name: bytes
+    bucket: _Number
+    directory: _Number
+    name: _Component
     null: bool
-    layout: int
-    size: int
-    md5: bytes
-    parts_count: int = 0
+    layout: _Layout
+    size: _Number
+    md5: _Md5
+    parts_count: _Count = 0
     storage_class: str = "STANDARD"
     headers: dict[str, str] = {}
     metadata: dict[str, str] = {}
     checksums: dict[str, str] = {}
     checksum_type: str = ""
-    upload: int = 0
+    upload: _Number = 0
     attrs: dict[str, Any] = {}
-    overhead: int = 0
+    overhead: _Number = 0
 
 
 class DeleteHead(_Head, frozen=True):
     """Removal of one version for good. `version` is its clock; 0 means the null version."""
 
-    bucket: int
-    directory: int
-    name: bytes
-    version: int
+    bucket: _Number
+    directory: _Number
+    name: _Component
+    version: _Number
 
 
 class DirectoryHead(_Head, frozen=True):
     """Where a directory is; `name` ends in "/". A later record for the same id moves it with all that is below."""
 
-    bucket: int
-    directory: int
-    parent: int
-    name: bytes
+    bucket: _Number
+    directory: _Number
+    parent: _Number
+    name: _Component
 
 
 class BucketHead(_Head, frozen=True):
     """A bucket as it is from this clock on. Its id is the clock of its creation and the id of its root directory."""
 
-    bucket: int
+    bucket: _Number
     name: str
     versioning: str = ""
     deleted: bool = False
@@ -287,10 +336,10 @@ class BucketHead(_Head, frozen=True):
 class UploadHead(_Head, frozen=True):
     """A multipart upload: begun (`ended` false) or aborted (true). Completion is the object's own record."""
 
-    bucket: int
-    upload: int
-    secret: bytes
-    key: bytes
+    bucket: _Number
+    upload: _Number
+    secret: _Secret
+    key: _Component
     ended: bool = False
     storage_class: str = "STANDARD"
     headers: dict[str, str] = {}
@@ -303,19 +352,19 @@ class UploadHead(_Head, frozen=True):
 class PartHead(_Head, frozen=True):
     """One part of an upload; a later record with the same number replaces it."""
 
-    bucket: int
-    upload: int
-    number: int
-    size: int
-    md5: bytes
+    bucket: _Number
+    upload: _Number
+    number: _PartNumber
+    size: _Number
+    md5: _Md5
     checksums: dict[str, str] = {}
-    overhead: int = 0
+    overhead: _Number = 0
 
 
 class SealHead(_Head, frozen=True):
     """The last record of a volume that takes no more appends; `records_end` is its own offset."""
 
-    records_end: int
+    records_end: _Number
 
 
 class AttrsHead(_Head, frozen=True):
@@ -324,10 +373,10 @@ class AttrsHead(_Head, frozen=True):
     `version` is the clock of that record. The newest such head of a version counts.
     """
 
-    bucket: int
-    directory: int
-    name: bytes
-    version: int
+    bucket: _Number
+    directory: _Number
+    name: _Component
+    version: _Number
     attrs: dict[str, Any] = {}
 
 
@@ -358,12 +407,69 @@ def encode_head(head: Head) -> bytes:
 
 
 def decode_head(type_: int, data: bytes | memoryview, where: object) -> Any:
-    """The head of a record whose head CRC was checked. A head that still does not decode is `Corrupt`, and the text of
-    `where` says which."""
+    """The head of a record whose head CRC was checked. A head that still does not decode, or says what no head can
+    say, is `Corrupt`, and the text of `where` says which."""
     try:
-        return _DECODERS[type_].decode(data)
-    except (KeyError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        head = _DECODERS[type_].decode(data)
+    except KeyError:
+        raise Corrupt(f"{where}: no record is of type {type_}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(f"{where}: record head of type {type_} cannot be read: {error}") from None
+    if type(head) in _SENSE and (why := _SENSE[type(head)](head)):
+        raise Corrupt(f"{where}: record head of type {type_} makes no sense: {why}")
+    return head
+
+
+def _sense_of_object(head: ObjectHead) -> str:
+    if b"/" in head.name:
+        return f"its name {head.name[:_SHOWN]!r} has a '/'"
+    if head.storage_class not in _CLASSES or head.checksum_type not in CHECKSUM_TYPES:
+        return f"storage class {head.storage_class[:_SHOWN]!r}, checksum type {head.checksum_type[:_SHOWN]!r}"
+    if head.checksums and not head.checksums.keys() <= _ALGORITHMS:
+        return f"checksums {', '.join(head.checksums)[:_SHOWN]!r}"
+    return ""
+
+
+def _sense_of_directory(head: DirectoryHead) -> str:
+    if head.name.find(b"/") != len(head.name) - 1:
+        return f"the name {head.name[:_SHOWN]!r} of a directory does not end in its only '/'"
+    if head.directory in (head.bucket, head.parent):
+        return "it would stand within itself"
+    return ""
+
+
+def _sense_of_bucket(head: BucketHead) -> str:
+    if head.name.isascii() and 0 < len(head.name) <= BUCKET_NAME_MAX:
+        return ""
+    return f"no bucket is named {head.name[:_SHOWN]!r}"
+
+
+_SENSE: dict[type, Callable[[Any], str]] = {
+    ObjectHead: _sense_of_object,
+    DirectoryHead: _sense_of_directory,
+    BucketHead: _sense_of_bucket,
+}
+
+
+def read_head(header: Header, head: bytes, where: object) -> Any:
+    """The decoded head of a record that a scan found; of a chunk its bytes. `Corrupt` for what says what no record can
+    say: its checksums hold, so it was written so, and is neither torn nor rotten."""
+    check_header(header.clock, header.durable, header.offset, where)
+    if header.type != RecordType.CHUNK:
+        return decode_head(header.type, head, where)
+    if header.head_length != chunk_head_length(header.body_length) or not header.body_length:
+        raise Corrupt(
+            f"{where}: chunk head of {header.head_length} bytes does not fit a payload of {header.body_length}"
+        )
+    return head
+
+
+def check_header(clock: int, durable: int, offset: int, where: object) -> None:
+    """`Corrupt` for numbers that no record has."""
+    if clock > CLOCK_MAX or durable > offset:
+        raise Corrupt(
+            f"{where}: no record has clock {clock} or, at {offset}, {durable} durable bytes before it"
+        )
 
 
 # --- chunks and manifests -------------------------------------------------------------------------------------
@@ -448,9 +554,9 @@ class ChunkRef(NamedTuple):
 class PartInManifest(_Head, frozen=True):
     """A part of a completed multipart object: number, size in bytes, MD5, checksums as header values."""
 
-    number: int
-    size: int
-    md5: bytes
+    number: _PartNumber
+    size: _Number
+    md5: _Md5
     checksums: dict[str, str] = {}
 
 
@@ -518,9 +624,16 @@ class Manifest:
         for chunk_id, end, offset, volume in _ENTRY.iter_unpack(
             memoryview(self._data)[_MANIFEST.size : self._parts_at]
         ):
+            if not 0 < end - before <= BODY_MAX:
+                raise Corrupt(f"manifest: a chunk of {end - before} bytes, from {before} to {end}")
             result.append(ChunkRef(chunk_id, end - before, volume, offset))
             before = end
         return result
+
+    def check(self) -> None:
+        """`Corrupt` for chunks and parts that no object has."""
+        self.chunks()
+        self.parts()
 
     def find(self, position: int) -> tuple[int, int]:
         """The index of the chunk that holds byte `position` of the object, and the offset where that chunk begins."""
@@ -538,5 +651,5 @@ class Manifest:
             return []
         try:
             return _parts_decoder.decode(self._data[self._parts_at :])
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Corrupt(f"manifest: its parts cannot be read: {error}") from None

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, cast
 import lmdb
 
 from cordwood.engine.errors import Busy, Closed, Corrupt, Full
+from cordwood.engine.format import BUCKET_NAME_MAX
 from cordwood.engine.fs import FULL_ERRNOS, FileSystem
 from cordwood.engine.lengths import check_lengths
 from cordwood.engine.rows import (
@@ -63,7 +64,6 @@ _TABLES = (
 )
 _CLOCK_KEY = b"clock"
 _STORE_KEY = b"store"
-_BUCKET_NAME_MAX = 63
 _MAP_FULL = "the map of the index is full; open the store with a larger map_size"
 
 
@@ -178,7 +178,7 @@ class Txn:
         }
 
     def bucket(self, name: str) -> BucketRow | None:
-        if not (name.isascii() and 0 < len(name) <= _BUCKET_NAME_MAX):
+        if not (name.isascii() and 0 < len(name) <= BUCKET_NAME_MAX):
             return None  # no bucket has such a name, and LMDB would not take it as a key
         row = self.get(name.encode(), self.tables.buckets)
         return BucketRow.unpack(row) if row is not None else None

@@ -30,14 +30,15 @@ from cordwood.engine.format import (
     RecordType,
     Superblock,
     decode_chunk_head,
+    read_head,
 )
 from cordwood.engine.fs import REAL, FileSystem
 from cordwood.engine.index import Index
-from cordwood.engine.liveness import read_head
 from cordwood.engine.rows import ChunkRow, ObjectRow, RowFlag, VolumeState, id_key
 from cordwood.engine.volume import Record, VolumeFile, Volumes
 from cordwood.engine.walk import Damage, walk
 
+_TYPE_NAMES = {int(type_): type_.name for type_ in RecordType}
 STATE_NAMES = {
     VolumeState.ACTIVE: "active",
     VolumeState.SEALED: "sealed",
@@ -81,7 +82,7 @@ def dump_volume(
 def _shown(file: VolumeFile, record: Record, *, chunks: bool) -> dict[str, Any]:
     header = record.header
     shown: dict[str, Any] = {
-        "type": RecordType(header.type).name,
+        "type": _TYPE_NAMES.get(header.type, f"TYPE {header.type}"),
         "offset": header.offset,
         "length": header.length,
         "clock": header.clock,
@@ -113,16 +114,18 @@ def _shown(file: VolumeFile, record: Record, *, chunks: bool) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Bytes as text where they are text, else in hexadecimal."""
+    """What JSON can hold: bytes as text where they are text, else in hexadecimal; all else as it prints."""
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {str(_plain(key)): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
     if isinstance(value, bytes):
         try:
             text = value.decode()
         except UnicodeDecodeError:
             return value.hex()
         return text if text.isprintable() else value.hex()
-    return value
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 # --- the whole store ------------------------------------------------------------------------------------------

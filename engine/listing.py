@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from cordwood.engine import namespace
 from cordwood.engine.clock import milliseconds
 from cordwood.engine.errors import Corrupt
+from cordwood.engine.format import CHECKSUM_ALGORITHMS, STORAGE_CLASSES
 from cordwood.engine.index import Txn
 from cordwood.engine.model import (
     Listing,
@@ -28,8 +29,6 @@ from cordwood.engine.model import (
 )
 from cordwood.engine.operations import find_version
 from cordwood.engine.rows import (
-    CHECKSUM_ALGORITHMS,
-    STORAGE_CLASSES,
     BucketRow,
     ObjectRow,
     RowFlag,

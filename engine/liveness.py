@@ -26,7 +26,6 @@ from cordwood.engine.format import (
     RecordType,
     UploadHead,
     chunk_record_length,
-    decode_head,
 )
 from cordwood.engine.index import Index, Txn
 from cordwood.engine.rows import (
@@ -85,11 +84,6 @@ def is_tombstone(header: Header, head: Any) -> bool:
     if header.type == RecordType.DELETE:
         return True
     return (isinstance(head, BucketHead) and head.deleted) or (isinstance(head, UploadHead) and head.ended)
-
-
-def read_head(header: Header, head: bytes, where: str) -> Any:
-    """The decoded head; of a chunk its bytes."""
-    return head if header.type == RecordType.CHUNK else decode_head(header.type, head, where)
 
 
 def life_of(txn: Txn, header: Header, head: Any, place: Place) -> Life:

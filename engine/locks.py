@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from cordwood.engine.errors import InvalidArgument
+from cordwood.engine.errors import Corrupt, InvalidArgument
 
 RETENTION = "retention"
 HOLD = "hold"
@@ -95,5 +95,7 @@ def with_default(attrs: Mapping[str, Any], bucket_attrs: Mapping[str, Any], now_
     default = bucket_attrs.get(OBJECT_LOCK)
     if not default or "mode" not in default or RETENTION in attrs:
         return dict(attrs)
+    if default["mode"] not in MODES[1:] or type(default.get("days")) is not int:
+        raise Corrupt(f"the bucket's default retention {default!r} cannot be read; set it anew")
     until_ms = now_ms + default["days"] * DAY_MS
     return {**attrs, RETENTION: {"mode": default["mode"], "until_ms": until_ms}}

@@ -69,6 +69,10 @@ def open_object(
     info, layout, body, *_ = find(core, bucket, key, version_id, conditions, want_body=True, wait=wait)
     assert body is not None
     inline = body if layout == _INLINE else None
+    if inline is not None and len(inline) != info.size + info.overhead:
+        raise Corrupt(
+            f"key {key!r} of bucket {bucket!r}: its record holds {len(inline)} bytes and speaks of {info.size}"
+        )
     manifest = Manifest(body, f"object {key!r}", info.overhead) if inline is None else None
     if part_number is not None:
         start, length = _part_range(info, manifest, part_number)

@@ -126,11 +126,13 @@ def resolve(txn: Txn, root: int, key: bytes) -> tuple[int, bytes] | None:
 def path_of(txn: Txn, root: int, directory: int) -> bytes:
     """The key prefix that a directory stands for, found by going up to the bucket's root."""
     names: list[bytes] = []
+    passed: set[int] = set()
     while directory != root:
         row = txn.directory(directory)
-        if row is None:
+        if row is None or directory in passed:
             return b"?/" + b"".join(reversed(names))
         names.append(row.name)
+        passed.add(directory)
         directory = row.parent
     return b"".join(reversed(names))
 
@@ -211,7 +213,10 @@ def walk(
             if path >= bound:
                 yield path, directory
             continue
-        stack.append(_Frame(txn.cursor(entries), id_key(directory), path))
+        node = id_key(directory)
+        if any(each.node == node for each in stack):
+            raise _damaged(path)  # a directory below itself: there would be no end
+        stack.append(_Frame(txn.cursor(entries), node, path))
 
 
 def _damaged(path: bytes) -> Corrupt:

@@ -53,6 +53,7 @@ INDEX_NAME = "index"
 NEW_INDEX_NAME = "index.new"
 _OLD_INDEX_NAME = "index.old"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_STORE_ID_SIZE = 16
 _RELAXED_INTERVAL_S = 1.0
 _UPKEEP_INTERVAL_S = 10.0
 DEFAULT_MAP_SIZE = 1 << 40
@@ -208,8 +209,11 @@ def read_identity(fs: FileSystem, directory: Path) -> Identity | None:
                 f"{path} says format version {version}; this program reads and writes version {FORMAT_VERSION}. "
                 "Nothing was changed: open the store with a matching release"
             )
-        return Identity(bytes.fromhex(content["store"]), int(content["node"], 16))
-    except (ValueError, KeyError, TypeError) as error:
+        identity = Identity(bytes.fromhex(content["store"]), int(content["node"], 16))
+        if len(identity.store) != _STORE_ID_SIZE or not 0 <= identity.node < 1 << 64:
+            raise ValueError(content)
+        return identity
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Corrupt(f"{path} is not a Cordwood FORMAT file ({error!r}); restore it from a backup") from None
 
 
@@ -227,7 +231,7 @@ def _identify(fs: FileSystem, directory: Path, options: Options) -> Identity:
         identity = read_identity(fs, directory)  # another process may have been faster
         if identity is None:
             node = secrets.randbits(64) if options.node_id is None else options.node_id
-            identity = Identity(secrets.token_bytes(16), node)
+            identity = Identity(secrets.token_bytes(_STORE_ID_SIZE), node)
             content = {
                 "format": "cordwood",
                 "version": FORMAT_VERSION,

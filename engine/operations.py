@@ -33,7 +33,10 @@ from cordwood.engine.errors import (
     VersionNotFound,
 )
 from cordwood.engine.format import (
+    CHECKSUM_ALGORITHMS,
+    CHECKSUM_TYPES,
     HEAD_MAX,
+    STORAGE_CLASSES,
     BucketHead,
     ChunkRef,
     DeleteHead,
@@ -57,8 +60,6 @@ from cordwood.engine.model import (
     version_id_of,
 )
 from cordwood.engine.rows import (
-    CHECKSUM_ALGORITHMS,
-    STORAGE_CLASSES,
     BucketRow,
     ObjectRow,
     RowFlag,
@@ -70,7 +71,6 @@ from cordwood.engine.rows import (
 RECORD_OVERHEAD = 512
 _MARKER, _INLINE, _CHUNKED = int(Layout.MARKER), int(Layout.INLINE), int(Layout.CHUNKED)
 DESCRIPTION_MAX = HEAD_MAX // 2  # leaves room in a record's head for everything else
-CHECKSUM_TYPES = ("", "COMPOSITE", "FULL_OBJECT")
 
 
 def require_bucket(txn: Txn, name: str) -> BucketRow:

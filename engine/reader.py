@@ -184,13 +184,22 @@ class ObjectReader:
         index, chunk_start = self._manifest.find(start)
         end = start + length
         while start < end:
+            if index >= self._manifest.count:
+                raise self._no_such_chunk(start)
             ref = self._manifest.chunk(index)
             size = ref.length - overhead
+            if size <= start - chunk_start:
+                raise self._no_such_chunk(start)
             last = min(end - chunk_start, size)
             yield ref, chunk_start, start - chunk_start, last
             chunk_start += size
             start = chunk_start
             index += 1
+
+    def _no_such_chunk(self, at: int) -> Corrupt:
+        return Corrupt(
+            f"key {self.info.key!r} of bucket {self.info.bucket!r}: its record names no chunk that holds byte {at}"
+        )
 
     def _read(self, ref: ChunkRef, chunk_start: int, first: int, last: int) -> bytes:
         """Bytes `first` to `last` of the chunk that begins at `chunk_start` of the object."""

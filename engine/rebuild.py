@@ -289,12 +289,12 @@ def _count_references(txn: Txn, applier: Applier, volumes: Volumes, report: Rebu
     """Counts how often live objects and parts name each chunk; drops the chunks that none does."""
     for place in chunked_places(txn):
         try:
-            manifest = read_manifest(volumes, place)
-        except Corrupt as error:
-            report.unreadable.append(str(error))
+            chunks = read_manifest(volumes, place).chunks()
+        except (Corrupt, OSError) as error:
+            report.unreadable.append(f"volume {place.volume} offset {place.offset}: {error}")
             _log.error("an object cannot be read: %s", error)
             continue
-        for ref in manifest.chunks():
+        for ref in chunks:
             if txn.chunk(ref.id) is None:
                 report.missing.append(ref)
             applier.reference_chunk(ref)

@@ -43,7 +43,7 @@ from cordwood.engine.format import (
     PartHead,
     RecordType,
     clock_base,
-    decode_head,
+    read_head,
 )
 from cordwood.engine.fs import FileSystem
 from cordwood.engine.index import Index, Txn
@@ -97,11 +97,19 @@ class Tail:
 def change_of(file: VolumeFile, record: Record) -> Change:
     header = record.header
     where = file.where(header.offset)
-    head = decode_head(header.type, record.head, where)
+    head = read_head(header, record.head, where)
     is_chunked = isinstance(head, PartHead) or (
         isinstance(head, ObjectHead) and head.layout == Layout.CHUNKED
     )
-    manifest = Manifest(record.body, where) if is_chunked and record.body is not None else None
+    manifest = None
+    if is_chunked and record.body is not None:
+        try:
+            manifest = Manifest(record.body, where)
+            manifest.check()
+        except Corrupt as error:
+            # As a rebuild has it: the object keeps its name, and whoever reads it is told.
+            _log.error("an object cannot be read: %s", error)
+            manifest = Manifest(Manifest.pack([]))
     return Change(header.type, header.clock, Place(file.id, header.offset, header.length), head, manifest)
 
 
@@ -136,13 +144,20 @@ def read_tail(file: VolumeFile, fd: int, start: int) -> Tail:
             position = record.header.offset + record.header.length
             if record.header.type == RecordType.SEAL:
                 tail.sealed = True
-            elif record.header.type == RecordType.CHUNK:
-                tail.chunks.append((record.head[:CHUNK_ID_SIZE], record.header.offset))
-            else:
+                continue
+            try:
+                if record.header.type == RecordType.CHUNK:
+                    read_head(record.header, record.head, file.where(record.header.offset))
+                    tail.chunks.append((record.head[:CHUNK_ID_SIZE], record.header.offset))
+                    continue
                 group.append(change_of(file, record))
-                if not record.header.flags & Flag.MORE:
-                    tail.groups.append(Group(group[0].clock, position, group, record.header.base))
-                    group = []
+            except Corrupt as error:
+                # It is whole, so it was not torn: damage, which costs this record and nothing else.
+                _log.error("%s; the volume is quarantined", error)
+                tail.damaged = True
+            if group and not record.header.flags & Flag.MORE:
+                tail.groups.append(Group(group[0].clock, position, group, record.header.base))
+                group = []
         if tail.sealed or position >= tail.size:
             break
         resume = _is_synced(file, position, tail.size)

@@ -21,6 +21,7 @@ from typing import Any
 from crc32c import crc32c
 
 from cordwood.engine.apply import is_plain, pack_row
+from cordwood.engine.clock import CLOCK_MAX
 from cordwood.engine.errors import Corrupt
 from cordwood.engine.format import (
     CHUNK_ID_SIZE,
@@ -32,8 +33,11 @@ from cordwood.engine.format import (
     Header,
     ObjectHead,
     RecordType,
+    check_header,
+    chunk_head_length,
     decode_head,
     parse_at,
+    read_head,
     record_length,
 )
 from cordwood.engine.recovery import change_of
@@ -180,11 +184,15 @@ class VolumeScan:
     def _take(self, fields: tuple[Any, ...], head: bytes, length: int) -> None:
         """Makes of a valid record what it does."""
         type_, offset, clock, durable = fields[2], fields[4], fields[5], fields[6]
+        if clock > CLOCK_MAX or durable > offset:
+            check_header(clock, durable, offset, "a record")
         if durable > self._durable:
             self._durable = durable
         self.is_sealed = type_ == _SEAL
         volume = self.file.id
         if type_ == _CHUNK:
+            if len(head) != chunk_head_length(fields[9]) or not fields[9]:
+                read_head(Header(*fields[2:13]), head, "a chunk")
             self._unsure_chunks.append((head[:CHUNK_ID_SIZE], ChunkRow(volume, offset, fields[9], 0)))
             return
         if type_ == _SEAL:

@@ -22,16 +22,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from blake3 import blake3
 
 from cordwood.engine.core import Core
 from cordwood.engine.errors import CordwoodError, Corrupt
 from cordwood.engine.filling import Pacer, change
-from cordwood.engine.format import CHUNK_ID_SIZE, SUPERBLOCK_SIZE, Flag, RecordType
+from cordwood.engine.format import CHUNK_ID_SIZE, SUPERBLOCK_SIZE, Flag, RecordType, read_head
 from cordwood.engine.fs import REAL, FileSystem
 from cordwood.engine.index import Txn
 from cordwood.engine.inspect import objects_with_chunks
-from cordwood.engine.liveness import Life, describe, life_of, read_head, references_into
+from cordwood.engine.liveness import Life, describe, life_of, references_into
 from cordwood.engine.rows import VolumeRow, VolumeState
 from cordwood.engine.volume import Place, Record, VolumeFile
 from cordwood.engine.walk import Damage, walk
@@ -79,10 +80,8 @@ def read_status(directory: Path, fs: FileSystem = REAL) -> ScrubStatus | None:
     if fs.size_of(path) is None:
         return None
     try:
-        fields = json.loads(fs.read_file(path))
-        fields["bad"] = [BadRecord(**each) for each in fields["bad"]]
-        return ScrubStatus(**fields)
-    except (ValueError, TypeError, KeyError) as error:
+        return msgspec.json.decode(fs.read_file(path), type=ScrubStatus)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _log.warning("%s cannot be read, scrubbing begins anew: %r", path, error)
         return None
 

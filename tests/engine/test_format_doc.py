@@ -187,8 +187,8 @@ def test_constants_tables_lists_and_names_agree() -> None:
         assert getattr(module, name) == int(value), name
     assert [row[0] for row in TABLES["Index", "Table"]] == list(index._TABLES)
     for title, expected in (
-        ("Storage classes, from 0: ", rows.STORAGE_CLASSES),
-        ("Checksum algorithms, from bit 0: ", rows.CHECKSUM_ALGORITHMS),
+        ("Storage classes, from 0: ", format.STORAGE_CLASSES),
+        ("Checksum algorithms, from bit 0: ", format.CHECKSUM_ALGORITHMS),
     ):
         line = next(line for line in TEXT.splitlines() if line.startswith(title))
         assert line.removeprefix(title).removesuffix(".").split(", ") == list(expected)

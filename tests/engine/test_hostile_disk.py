@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cordwood.engine import Store, check_store, compact, errors, measure_store, rebuild
-from tests.engine.support import noise, small
+from cordwood.engine import Maintenance, Store, check_store, compact, errors, measure_store, rebuild
+from cordwood.engine.format import SUPERBLOCK_SIZE, Superblock
+from tests.engine.support import first_volume, noise, small
 
 MAP = 1 << 28
 
@@ -132,3 +133,48 @@ def test_a_store_without_its_folder_of_volumes_is_not_taken_for_an_empty_one(clo
     assert (closed / "index" / "data.mdb").read_bytes() == index
     shutil.move(closed / "elsewhere", closed / "volumes")
     assert check_store(closed, data=True, map_size=MAP).is_clean
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"null",
+        b"[" * 100_000,
+        b'{"format": "cordwood", "version": 1, "store": "00", "node": "0"}',
+        b'{"format": "cordwood", "version": 1, "store": "%s", "node": "-1"}' % (b"00" * 16),
+        b'{"format": "cordwood", "version": 1, "store": "%s", "node": "%s"}' % (b"00" * 16, b"f" * 17),
+        b'{"format": "cordwood", "version": 1, "store": 5, "node": []}',
+    ],
+    ids=range(7),
+)
+def test_a_format_file_that_makes_no_sense_is_named_and_written_anew(closed: Path, content: bytes) -> None:
+    (closed / "FORMAT").write_bytes(content)
+    for use in (small, rebuild, measure_store, compact):
+        with pytest.raises(errors.Corrupt, match="FORMAT"):
+            use(closed)
+    assert not check_store(closed, repair=True, map_size=MAP).uncorrected
+    with small(closed) as store:
+        assert store.get("wood", "d/7").read() == noise(9000)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"5", b"[" * 100_000, b'{"bad": 5}', b'{"volume": "x", "bad": []}', b'{"bad": [{"volume": 1}]}'],
+    ids=range(6),
+)
+def test_a_scrub_begins_anew_when_its_notes_make_no_sense(closed: Path, content: bytes) -> None:
+    (closed / "SCRUB").write_bytes(content)
+    with Maintenance.open(closed, map_size=MAP) as store:
+        status = store.scrubber().run_cycle()
+    assert status.last_cycle_bytes > 9000 and not status.bad
+
+
+def test_a_superblock_that_names_an_impossible_volume_is_moved_out(closed: Path) -> None:
+    path = closed / "volumes" / "0000000002.vol"
+    content = first_volume(closed).read_bytes()
+    block = Superblock.unpack(content[:SUPERBLOCK_SIZE], "here")
+    path.write_bytes(block._replace(volume=(1 << 64) - 1).pack() + content[SUPERBLOCK_SIZE:])
+    report = check_store(closed, repair=True, map_size=MAP)
+    assert "which no volume can be" in report.problems[0].text and not report.uncorrected
+    assert not path.exists() and check_store(closed, map_size=MAP).is_clean
