@@ -10,12 +10,16 @@ Source: "CORS configuration" and "OPTIONS object", Amazon S3 API Reference; the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 METHODS: Final = ("GET", "PUT", "POST", "DELETE", "HEAD")
 MAX_RULES: Final = 100
 _VARY: Final = ("vary", "Origin, Access-Control-Request-Headers, Access-Control-Request-Method")
+
+
+_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch  # RFC 9110, section 5.6.2
 
 
 class CorsError(ValueError):
@@ -36,14 +40,21 @@ def check(rules: Sequence[Mapping[str, Any]]) -> None:
             for value in rule.get(member, ()):
                 if value.count("*") > 1:
                     raise CorsError(f'{name} "{value[:200]}" can not have more than one wildcard.')
+        for value in rule.get("AllowedHeaders", ()):
+            if not is_header_name(value):
+                raise CorsError(f'AllowedHeader "{value[:200]}" contains invalid character.')
         for value in rule.get("ExposeHeaders", ()):
             if "*" in value:
                 raise CorsError(
                     f'ExposeHeader "{value[:200]}" contains wildcard. We currently do not support wildcard for '
                     "ExposeHeader."
                 )
-            if not value.isascii() or not value.isprintable():
-                raise CorsError(f'ExposeHeader "{value[:200]}" is no name of a header.')
+            if not is_header_name(value):
+                raise CorsError(f'ExposeHeader "{value[:200]}" contains invalid character.')
+
+
+def is_header_name(text: str) -> bool:
+    return _NAME(text) is not None
 
 
 def find(

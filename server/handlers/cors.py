@@ -11,7 +11,7 @@ from typing import Any
 
 from cordwood.engine import Store
 from cordwood.engine import errors as engine_errors
-from cordwood.server.cors import CorsError, check, find, response_headers
+from cordwood.server.cors import METHODS, CorsError, check, find, is_header_name, response_headers
 from cordwood.server.handlers.ingest import receive_structure
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.errors import S3Error, s3_error
@@ -57,10 +57,7 @@ async def _update(request: Request, rules: Sequence[Mapping[str, Any]] | None) -
 
 
 def _rules(store: Store, bucket: str) -> Sequence[Mapping[str, Any]] | None:
-    try:
-        found: Sequence[Mapping[str, Any]] | None = store.head_bucket(bucket).attrs.get("cors")
-    except engine_errors.BucketNotFound:
-        return None
+    found: Sequence[Mapping[str, Any]] | None = store.head_bucket(bucket).attrs.get("cors")
     return found
 
 
@@ -68,13 +65,21 @@ def preflight(store: Store, head: RequestHead, bucket: str, key: str) -> Respons
     """OPTIONS: may a page of this origin send that request?"""
     origin = head.headers.get("origin")
     method = head.headers.get("access-control-request-method")
-    if origin is None:
+    if not origin:
         raise s3_error("BadRequest", "Insufficient information. Origin request header needed.")
-    if method is None:
-        raise s3_error("BadRequest", "Invalid Access-Control-Request-Method: null")
+    if method not in METHODS:
+        raise s3_error("BadRequest", f"Invalid Access-Control-Request-Method: {method or 'null'}")
     wanted = head.headers.get("access-control-request-headers", "")
     names = [name.strip() for name in wanted.split(",") if name.strip()]
-    rules = _rules(store, bucket)
+    for name in names:
+        if not is_header_name(name):
+            raise s3_error(
+                "BadRequest", f'Access-Control-Request-Headers "{name}" contains invalid character.'
+            )
+    try:
+        rules = _rules(store, bucket)
+    except engine_errors.BucketNotFound:
+        raise _forbidden("CORSResponse: Bucket not found", method, key) from None
     if rules is None:
         raise _forbidden("CORSResponse: CORS is not enabled for this bucket.", method, key)
     rule = find(rules, origin, method, names)
@@ -89,7 +94,10 @@ def _forbidden(message: str, method: str, key: str) -> S3Error:
 
 def sharing_headers(store: Store, head: RequestHead, bucket: str) -> list[tuple[str, str]]:
     """What the answer to a request with an Origin gets besides; nothing where no rule fits."""
-    rules = _rules(store, bucket) if bucket else None
+    try:
+        rules = _rules(store, bucket) if bucket else None
+    except engine_errors.BucketNotFound:
+        return []
     if not rules:
         return []
     origin = head.headers["origin"]

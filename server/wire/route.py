@@ -170,6 +170,8 @@ class Router:
         bucket, key, virtual_host = self.address(head)
         if not bucket and not key:
             return Route(choose(head, "service"), "", "", virtual_host)
+        if not bucket:
+            raise s3_error("InvalidBucketName", bucket_name="")
         if not key:
             fixed = _FIXED.get(f"/{bucket}")
             if fixed is not None and not virtual_host:
@@ -219,10 +221,17 @@ class Router:
 def choose(head: RequestHead, depth: str) -> Operation:
     """The operation for this method, depth, query and headers, or an S3Error that says why there is none."""
     method = head.method
+    headers = head.headers
+    if "x-amz-copy-source" in headers and method != "PUT":
+        raise s3_error(
+            "InvalidArgument",
+            "You can only specify a copy source header for copy requests.",
+            argument_name="x-amz-copy-source",
+            argument_value=headers["x-amz-copy-source"],
+        )
     candidates = _CANDIDATES.get((method, depth))
     if candidates is None:
         raise _no_candidates(head, depth)
-    headers = head.headers
     plain = candidates.plain
     if not head.query and plain is not None and candidates.selectors.isdisjoint(headers):
         return plain
@@ -260,12 +269,10 @@ def _check_query(
         if key in _SUBRESOURCES:
             raise _wrong_subresource(key, method, depth)
         if key in _SELECTING and key != "id" and key in candidates.parameters:
-            raise s3_error(
-                "InvalidArgument",
-                f"This operation does not accept a query-string parameter '{key}' on its own.",
-                argument_name=key,
-                argument_value=value,
-            )
+            message = f"This operation does not accept a query-string parameter '{key}' on its own."
+            if key == "partNumber":
+                message = "This operation does not accept partNumber without uploadId"
+            raise s3_error("InvalidArgument", message, argument_name=key, argument_value=value)
         if not value and key not in _HARMLESS_BARE:
             raise s3_error("NotImplemented", header=key)
 
@@ -281,6 +288,11 @@ def _wrong_subresource(key: str, method: str, depth: str) -> S3Error:
     if (method, depth) in pairs:
         # The literal is right, so a required parameter is missing.
         return s3_error("InvalidArgument", f"A required query parameter is missing beside '{key}'.")
+    if depth == "object" and ("GET", "bucket") in pairs:
+        if method == "GET" and ("POST", "object") in pairs:
+            return s3_error("InvalidRequest", f"Key is not expected for the GET method ?{key} subresource")
+        if all(other == "bucket" for _, other in pairs):
+            return s3_error("InvalidRequest", f"There is no such thing as the ?{key} sub-resource for a key")
     if any(other == depth and known != method for known, other in pairs):
         allowed = ", ".join(sorted(known for known, other in pairs if other == depth))
         return s3_error(

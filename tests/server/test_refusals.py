@@ -78,6 +78,85 @@ def test_a_bucket_that_holds_versions_says_so_when_it_is_to_go(server: LiveServe
     assert refused.field("Message").endswith("You must delete all versions in the bucket.")
 
 
+@pytest.mark.parametrize(
+    ("method", "target", "headers", "code", "message"),
+    [
+        (
+            "GET", "/bkt/k?versions", {}, "InvalidRequest",
+            "There is no such thing as the ?versions sub-resource for a key",
+        ),
+        (
+            "GET", "/bkt/k?uploads", {}, "InvalidRequest",
+            "Key is not expected for the GET method ?uploads subresource",
+        ),
+        (
+            "PUT", "/bkt/k?partNumber=1", {}, "InvalidArgument",
+            "This operation does not accept partNumber without uploadId",
+        ),
+        (
+            "GET", "/bkt/k", {"x-amz-copy-source": "bkt/k"},
+            "InvalidArgument", "You can only specify a copy source header for copy requests.",
+        ),
+        ("PUT", "//bkt/k", {}, "InvalidBucketName", "The specified bucket is not valid."),
+    ],
+)  # fmt: skip
+def test_a_request_line_that_cannot_be_meant_is_refused(
+    server: LiveServer, s3: Any, method: str, target: str, headers: dict[str, str], code: str, message: str
+) -> None:
+    refused = server.request(method, target, headers=headers)
+    assert (refused.status, refused.code, refused.field("Message")) == (400, code, message)
+
+
+# --- preflights -----------------------------------------------------------------------------------------------
+
+
+def preflight(server: LiveServer, bucket: str, origin: str, method: str, names: str = "") -> Answer:
+    return server.request(
+        "OPTIONS",
+        f"/{bucket}/k",
+        headers={
+            "origin": origin,
+            "access-control-request-method": method,
+            "access-control-request-headers": names,
+        },
+        credential=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("bucket", "origin", "method", "names", "status", "message"),
+    [
+        ("bkt", "", "GET", "", 400, "Insufficient information. Origin request header needed."),
+        ("bkt", "http://a", "get", "", 400, "Invalid Access-Control-Request-Method: get"),
+        ("bkt", "http://a", "PATCH", "", 400, "Invalid Access-Control-Request-Method: PATCH"),
+        (
+            "bkt", "http://a", "GET", "date, a b", 400,
+            'Access-Control-Request-Headers "a b" contains invalid character.',
+        ),
+        ("bkt", "http://a", "GET", "", 403, "CORSResponse: CORS is not enabled for this bucket."),
+        ("absent", "http://a", "GET", "", 403, "CORSResponse: Bucket not found"),
+    ],
+)  # fmt: skip
+def test_a_preflight_that_is_refused_says_why(
+    server: LiveServer, s3: Any, bucket: str, origin: str, method: str, names: str, status: int, message: str
+) -> None:
+    refused = preflight(server, bucket, origin, method, names)
+    assert (refused.status, refused.field("Message")) == (status, message)
+
+
+@pytest.mark.parametrize("element", ["AllowedHeader", "ExposeHeader"])
+def test_a_cors_rule_names_headers_that_can_be(server: LiveServer, s3: Any, element: str) -> None:
+    document = (
+        "<CORSConfiguration><CORSRule><AllowedOrigin>*</AllowedOrigin><AllowedMethod>GET</AllowedMethod>"
+        f"<{element}>a/b</{element}></CORSRule></CORSConfiguration>"
+    )
+    refused = server.request("PUT", "/bkt?cors", document.encode())
+    assert (refused.code, refused.field("Message")) == (
+        "InvalidRequest",
+        f'{element} "a/b" contains invalid character.',
+    )
+
+
 # --- object lock ----------------------------------------------------------------------------------------------
 
 
