@@ -21,6 +21,7 @@ from functools import lru_cache
 from typing import Any, Final, Literal
 
 from cordwood.server.glob import matches, matches_with
+from cordwood.server.policy_actions import BUCKET, OBJECT, kinds
 from cordwood.server.policy_conditions import Condition, Lookup, PolicyError, parse_conditions
 
 MAX_BYTES: Final = 20 << 10
@@ -212,6 +213,8 @@ def _parse(text: str | bytes, statement: Callable[[Any], Statement]) -> Policy:
     try:
         document = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError):
+        if text[:1] in ("{", b"{"):
+            raise PolicyError("This policy contains invalid Json") from None
         raise PolicyError("Policies must be valid JSON and the first byte must be '{'") from None
     if not isinstance(document, dict):
         raise PolicyError("Policies must be valid JSON and the first byte must be '{'")
@@ -225,8 +228,10 @@ def _parse(text: str | bytes, statement: Callable[[Any], Statement]) -> Policy:
         raise PolicyError("Policy has an invalid Id")
     listed = document.get("Statement")
     statements = listed if isinstance(listed, list) else [listed]
-    if listed is None or not statements:
+    if listed is None:
         raise PolicyError("Missing required field Statement")
+    if not statements:
+        raise PolicyError("Could not parse the policy: Statement is empty!")
     return Policy(tuple(statement(each) for each in statements), version == _VERSIONS[1])
 
 
@@ -261,16 +266,22 @@ def _statement(value: Any, bucket: str | None, *, is_identity: bool = False) -> 
         resource, not_resource = "*", False
     if not_principal and effect == "Allow":
         raise PolicyError("Allow with NotPrincipal is not allowed.")
+    actions = tuple(
+        _action(each, _ANY_ACTION if is_identity else _ACTION) for each in _texts(action, "action")
+    )
+    resources = tuple(
+        _any_resource(each) if is_identity else _resource(each, bucket)
+        for each in _texts(resource, "resource")
+    )
+    if bucket is not None:
+        _check_actions(actions, () if not_action or not_resource else resources)
     return Statement(
         effect == "Allow",
         _principals(principal),
         not_principal,
-        tuple(_action(each, _ANY_ACTION if is_identity else _ACTION) for each in _texts(action, "action")),
+        actions,
         not_action,
-        tuple(
-            _any_resource(each) if is_identity else _resource(each, bucket)
-            for each in _texts(resource, "resource")
-        ),
+        resources,
         not_resource,
         parse_conditions(value["Condition"]) if "Condition" in value else (),
     )
@@ -298,6 +309,24 @@ def _action(text: str, pattern: re.Pattern[str]) -> str:
     if not pattern.fullmatch(text):
         raise PolicyError("Policy has invalid action")
     return text.lower()
+
+
+def _check_actions(actions: Iterable[str], resources: Iterable[str]) -> None:
+    """Each must name some action, and one that can be done to one of the resources, if there are any."""
+    possible = frozenset().union(*map(_resource_kinds, resources))
+    for each in actions:
+        found = kinds(each)
+        if not found:
+            raise PolicyError("Policy has invalid action")
+        if possible and found.isdisjoint(possible):
+            raise PolicyError("Action does not apply to any resource(s) in statement")
+
+
+def _resource_kinds(path: str) -> frozenset[str]:
+    if "/" in path:
+        return frozenset((OBJECT,))
+    # A wildcard of the bucket's name reaches into keys.
+    return frozenset((BUCKET, OBJECT) if any(each in path for each in "*?$") else (BUCKET,))
 
 
 def _resource(text: str, bucket: str | None) -> str:

@@ -64,6 +64,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("server.glob", "server.acl", "server.keyfile", "server.logs"),
     ("server.policy_conditions", "server.cors", "server.keyring"),
     ("server.encryption",),
+    ("server.policy_actions",),
     ("server.policy",),
     ("server.access", "server.bridge", "server.buffers", "server.log_record"),
     ("server.log_spool",),
@@ -289,6 +290,7 @@ def test_pure_modules_of_the_server_stay_pure() -> None:
             "server.cors",
             "server.glob",
             "server.policy",
+            "server.policy_actions",
             "server.policy_conditions",
             "server.ring",
         )

@@ -16,7 +16,7 @@ from cordwood.server.handlers.acls import ENFORCED
 from cordwood.server.handlers.buckets import owner_members
 from cordwood.server.handlers.ingest import receive_document, receive_structure
 from cordwood.server.handlers.request import Request, handles
-from cordwood.server.policy import cached, parse
+from cordwood.server.policy import Policy, cached, parse
 from cordwood.server.policy_conditions import PolicyError
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import respond
@@ -50,6 +50,7 @@ async def put_bucket_policy(request: Request) -> Response:
     try:
         text = data.decode("utf-8")
         policy = parse(text, request.bucket)
+        _check_principals(request, policy)
     except UnicodeDecodeError:
         raise s3_error("MalformedPolicy", "Policies must be UTF-8") from None
     except PolicyError as error:
@@ -59,6 +60,18 @@ async def put_bucket_policy(request: Request) -> Response:
         raise s3_error("AccessDenied")
     await _update(request, {"policy": text, SHARED: True})
     return respond(request.operation, {}, status=204)
+
+
+def _check_principals(request: Request, policy: Policy) -> None:
+    """A canonical id must be somebody's. ARNs are not looked at: they may name sessions."""
+    known = {*request.service.gate.owners, owner_members(request)["ID"]}
+    for statement in policy.statements:
+        for kind, value in statement.principals:
+            is_id = kind == "CanonicalUser" or (
+                kind == "AWS" and value != "*" and not value.startswith("arn:")
+            )
+            if is_id and value not in known:
+                raise PolicyError("Invalid principal in policy")
 
 
 def _policy_text(request: Request) -> str:

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from cordwood.server.app import _ASKED_FOR_EACH_KEY, _BESIDE, _OF_A_VERSION, _action
 from cordwood.server.glob import matches, matches_with
+from cordwood.server.handlers import HANDLERS
 from cordwood.server.policy import MAX_BYTES, Principal, evaluate, parse
+from cordwood.server.policy_actions import kinds
 from cordwood.server.policy_conditions import PolicyError
 
 ALICE = Principal("a" * 64, "alice")
@@ -255,3 +258,82 @@ def test_stars_and_question_marks(pattern: str, text: str, is_match: bool) -> No
 )
 def test_public_is_what_aws_calls_so(changes: dict[str, Any], is_public: bool) -> None:
     assert parse(json.dumps(document(**changes)), "bkt").is_public is is_public
+
+
+# --- what a policy of a bucket may name -----------------------------------------------------------------------
+
+IN = "arn:aws:s3:::bkt/*"
+ON = "arn:aws:s3:::bkt"
+
+
+@pytest.mark.parametrize(
+    "action", ["s3:GetObjekt", "s3:", "s3:????", "s3:*Obj??ect*", "s3:Abort?", "s4:GetObject"]
+)
+@pytest.mark.parametrize("element", ["Action", "NotAction"])
+def test_an_action_that_does_not_exist_is_refused(element: str, action: str) -> None:
+    document = {"Effect": "Deny", "Principal": "*", element: ["s3:PutObject", action], "Resource": [ON, IN]}
+    with pytest.raises(PolicyError, match="Policy has invalid action"):
+        parse(json.dumps({"Statement": document}), "bkt")
+
+
+@pytest.mark.parametrize(
+    ("action", "resource"),
+    [
+        ("s3:GetObject", ON),
+        ("s3:GetObjec?", ON),
+        ("s3:ListBucket", IN),
+        ("s3:*Bucket", IN),
+        (["s3:GetObject", "s3:ListBucket"], IN),
+        ("s3:ListAllMyBuckets", [ON, IN]),
+    ],
+)
+def test_an_action_that_cannot_be_done_to_any_resource_of_its_statement_is_refused(
+    action: str | list[str], resource: str | list[str]
+) -> None:
+    document = {"Effect": "Allow", "Principal": "*", "Action": action, "Resource": resource}
+    with pytest.raises(PolicyError, match="Action does not apply to any resource"):
+        parse(json.dumps({"Statement": document}), "bkt")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        {"Action": "*", "Resource": ON},
+        {"Action": "s3:*", "Resource": IN},
+        {"Action": "S3:getobject", "Resource": "arn:aws:s3:::bkt*"},
+        {"Action": ["s3:Get*", "s3:ListBucket"], "Resource": [ON, IN]},
+        {"Action": "s3:ListBucket", "Resource": "*"},
+        {"NotAction": "s3:ListBucket", "Resource": IN},
+        {"Action": "s3:ListBucket", "NotResource": IN},
+    ],
+)
+def test_an_action_that_can_be_done_to_one_of_the_resources_is_taken(statement: dict[str, Any]) -> None:
+    assert parse(json.dumps({"Statement": {"Effect": "Deny", "Principal": "*", **statement}}), "bkt")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("true", "Policies must be valid JSON and the first byte must be '{'"),
+        ("{true}", "This policy contains invalid Json"),
+        ('{"Statement": []}', "Could not parse the policy: Statement is empty!"),
+        ("{}", "Missing required field Statement"),
+    ],
+)
+def test_a_document_that_is_no_policy_is_refused_in_aws_s_words(text: str, message: str) -> None:
+    with pytest.raises(PolicyError) as refused:
+        parse(text, "bkt")
+    assert str(refused.value) == message
+
+
+def test_a_stored_policy_is_read_even_if_it_names_what_is_refused_today() -> None:
+    document = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObjekt", "Resource": IN}
+    assert parse(json.dumps({"Statement": document}), None).statements
+
+
+def test_every_action_that_a_request_is_judged_by_can_be_named_in_a_policy() -> None:
+    judged = {*_OF_A_VERSION, *_OF_A_VERSION.values(), *_BESIDE.values()}
+    judged |= {
+        _action(entry.operation) for name, entry in HANDLERS.items() if name not in _ASKED_FOR_EACH_KEY
+    }
+    assert not sorted(action for action in judged if not kinds(action.lower()))

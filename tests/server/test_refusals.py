@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -105,6 +106,40 @@ def test_a_request_line_that_cannot_be_meant_is_refused(
 ) -> None:
     refused = server.request(method, target, headers=headers)
     assert (refused.status, refused.code, refused.field("Message")) == (400, code, message)
+
+
+# --- policies -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"Action": "s3:GetObjekt"}, "Policy has invalid action"),
+        ({"Action": "s3:ListBucket"}, "Action does not apply to any resource(s) in statement"),
+        ({"Resource": "arn:aws:s3:::other/*"}, "Policy has invalid resource"),
+        ({"Principal": {"AWS": "nobody"}}, "Invalid principal in policy"),
+        ({"Principal": {"CanonicalUser": "nobody"}}, "Invalid principal in policy"),
+        ({"Principal": ["*"]}, "Invalid principal in policy"),
+        ({"Action": None}, "Missing required field Action"),
+    ],
+)
+def test_a_policy_that_cannot_be_meant_is_malformed(
+    server: LiveServer, s3: Any, changes: dict[str, Any], message: str
+) -> None:
+    statement = {
+        "Effect": "Allow",
+        "Principal": {"AWS": ALICE.owner_id},
+        "Action": "s3:GetObject",
+        "Resource": "arn:aws:s3:::bkt/*",
+    }
+
+    def put(changed: dict[str, Any]) -> Answer:
+        document = {name: value for name, value in (statement | changed).items() if value is not None}
+        return server.request("PUT", "/bkt?policy", json.dumps({"Statement": [document]}).encode())
+
+    refused = put(changes)
+    assert (refused.status, refused.code, refused.field("Message")) == (400, "MalformedPolicy", message)
+    assert put({}).status == 204
 
 
 # --- preflights -----------------------------------------------------------------------------------------------

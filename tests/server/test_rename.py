@@ -228,6 +228,6 @@ def test_a_prefix_is_renamed_by_the_owner_alone_and_not_past_a_policy_that_denie
     assert refused(bob.rename_object, Key="new/", RenameSource="in/") == "AccessDenied"
     permit(alice, statement("Allow", every, "*"), statement("Deny", ["Get*"], "in/b", "*"))
     assert refused(alice.rename_object, Key="new/", RenameSource="in/") == "AccessDenied"
-    permit(alice, statement("Allow", every, "*"), statement("Deny", ["PutBucketPolicy"], "in/b", "*"))
+    permit(alice, statement("Allow", every, "*"), statement("Deny", ["PutObjectAcl"], "in/b", "*"))
     alice.rename_object(Bucket="bkt", Key="new/", RenameSource="in/")
     assert keys_of(alice) == ["new/a", "new/b", "out/c"]
