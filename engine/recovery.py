@@ -223,8 +223,10 @@ def _not_overtaken(tails: list[Tail], clock: int) -> list[Group]:
             break
         _, number = max(heads)
         tail = tails[number]
-        while taken[number] < len(tail.groups) and tail.groups[taken[number]].base == base:
-            group = tail.groups[taken[number]]
+        first = tail.groups[taken[number]]
+        for group in tail.groups[taken[number] :]:
+            if group.base != first.base:
+                break
             accepted.append(group)
             tail.keep = group.end
             clock = group.changes[-1].clock

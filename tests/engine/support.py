@@ -6,6 +6,8 @@ Must not know: which test uses it. It looks at a store from outside, or at its v
 from __future__ import annotations
 
 import errno
+import hashlib
+import hmac
 import os
 import shutil
 import subprocess
@@ -266,6 +268,40 @@ class FaultyFileSystem(FileSystem):
 
     def free_bytes(self, path: Path) -> int:
         return super().free_bytes(path) if self.free is None else self.free
+
+
+# --- encryption -----------------------------------------------------------------------------------------------
+
+
+class KeyedCipher:
+    """A cipher made of the standard library: a key stream from SHAKE-256, and an HMAC over text and place.
+
+    Notes each chunk id that it was given.
+    """
+
+    overhead = 16
+
+    def __init__(self, key: bytes = b"k" * 32) -> None:
+        self._key = key
+        self.ids: list[bytes] = []
+
+    def encrypt(self, chunk_id: bytes, part: int, offset: int, data: bytes | memoryview) -> bytes:
+        self.ids.append(chunk_id)
+        mixed = self._mix(chunk_id, data)
+        return mixed + self._tag(chunk_id, part, offset, mixed)
+
+    def decrypt(self, chunk_id: bytes, part: int, offset: int, data: bytes | memoryview) -> bytes:
+        mixed, tag = bytes(data[:-16]), bytes(data[-16:])
+        if not hmac.compare_digest(tag, self._tag(chunk_id, part, offset, mixed)):
+            raise ValueError("not encrypted for this place")
+        return self._mix(chunk_id, mixed)
+
+    def _mix(self, chunk_id: bytes, data: bytes | memoryview) -> bytes:
+        stream = hashlib.shake_256(self._key + chunk_id).digest(len(data))
+        return (int.from_bytes(data) ^ int.from_bytes(stream)).to_bytes(len(data))
+
+    def _tag(self, chunk_id: bytes, part: int, offset: int, mixed: bytes) -> bytes:
+        return hmac.digest(self._key, b"%b %d %d %b" % (chunk_id, part, offset, mixed), "sha256")[:16]
 
 
 # --- other processes ------------------------------------------------------------------------------------------

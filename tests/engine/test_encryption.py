@@ -1,12 +1,7 @@
-"""Ciphers: what goes through one comes back through it alone, from its own place alone, and the engine needs no key.
-
-The cipher of these tests is made of the standard library: a key stream from SHAKE-256, and an HMAC over text and place.
-"""
+"""Ciphers: what goes through one comes back through it alone, from its own place alone, and the engine needs no key."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from pathlib import Path
 
 import pytest
@@ -14,37 +9,9 @@ import pytest
 from cordwood.engine import CompactionPolicy, Store, check_store, compact, errors
 from cordwood.engine.format import CHUNK_ID_SIZE, ChunkRef
 from cordwood.engine.operations import Content, Description, PutObject
-from tests.engine.support import check_rebuilt, noise, small, volume_paths
+from tests.engine.support import KeyedCipher, check_rebuilt, noise, small, volume_paths
 
 CHUNK = 4096
-
-
-class KeyedCipher:
-    """Notes each chunk id that it was given."""
-
-    overhead = 16
-
-    def __init__(self, key: bytes = b"k" * 32) -> None:
-        self._key = key
-        self.ids: list[bytes] = []
-
-    def encrypt(self, chunk_id: bytes, part: int, offset: int, data: bytes | memoryview) -> bytes:
-        self.ids.append(chunk_id)
-        mixed = self._mix(chunk_id, data)
-        return mixed + self._tag(chunk_id, part, offset, mixed)
-
-    def decrypt(self, chunk_id: bytes, part: int, offset: int, data: bytes | memoryview) -> bytes:
-        mixed, tag = bytes(data[:-16]), bytes(data[-16:])
-        if not hmac.compare_digest(tag, self._tag(chunk_id, part, offset, mixed)):
-            raise ValueError("not encrypted for this place")
-        return self._mix(chunk_id, mixed)
-
-    def _mix(self, chunk_id: bytes, data: bytes | memoryview) -> bytes:
-        stream = hashlib.shake_256(self._key + chunk_id).digest(len(data))
-        return (int.from_bytes(data) ^ int.from_bytes(stream)).to_bytes(len(data))
-
-    def _tag(self, chunk_id: bytes, part: int, offset: int, mixed: bytes) -> bytes:
-        return hmac.digest(self._key, b"%b %d %d %b" % (chunk_id, part, offset, mixed), "sha256")[:16]
 
 
 class FlippingCipher(KeyedCipher):

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.sim.crash import record, scratch_directory, verify
-from tests.sim.rules import RandomChoice, Step, World, draw, draw_bucket, draw_maintenance, observe
+from tests.sim.draws import RandomChoice, draw, draw_bucket, draw_maintenance
+from tests.sim.rules import Step, World, observe
 from tests.sim.second import Pair
 
 # Settings that must not change an answer.

@@ -8,7 +8,7 @@ Invariant: an operation that raises has changed nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -34,6 +34,11 @@ class Version:
     parts: tuple[int, ...] = ()
     attrs: Attrs = ()
     id: str = field(default="null", compare=False)
+
+    @property
+    def key(self) -> int:
+        """The number of the key that it is encrypted under; 0 when it is not. Copies take it along."""
+        return key_of(self.metadata)
 
     @property
     def retention(self) -> tuple[str, int]:
@@ -63,6 +68,10 @@ class Bucket:
     lock: str | None = None
     keys: dict[str, list[Version]] = field(default_factory=dict)  # newest first
     uploads: dict[str, Upload] = field(default_factory=dict)
+
+
+def key_of(metadata: Iterable[tuple[str, str]]) -> int:
+    return int(dict(metadata).get("key", 0))
 
 
 @lru_cache(maxsize=512)
@@ -273,6 +282,8 @@ class Model:
         """`more`: what is added, with the metadata that it would have alone."""
         there = self.current(bucket, key)
         before = None if there is None or there.marker else there
+        if before is not None and before.key:
+            raise errors.InvalidState("what is encrypted takes no more bytes")
         self.check(before, conditions, bucket, key)
         if offset != (len(before.data) if before is not None else 0):
             raise errors.InvalidWriteOffset(bucket, key, offset, 0)

@@ -26,17 +26,24 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SUITE = [
     *(f"tests/sim/test_{name}.py" for name in ("found", "simulation", "power_cuts", "faults", "kill")),
     *(f"tests/engine/test_{name}.py" for name in ("damage", "compactor", "check", "scrub", "attributes")),
+    "tests/engine/test_encryption.py",
+    "tests/engine/test_forged.py",
 ]
 TIMEOUT_S = 1200
 
 
 class Mutant(NamedTuple):
-    """`old` stands exactly once in engine/`file`."""
+    """`old` stands exactly once in engine/`file`. `also`: more of (file, old, new) that belong to the same bug."""
 
     name: str
     file: str
     old: str
     new: str
+    also: tuple[tuple[str, str, str], ...] = ()
+
+    @property
+    def changes(self) -> tuple[tuple[str, str, str], ...]:
+        return ((self.file, self.old, self.new), *self.also)
 
 
 MUTANTS = (
@@ -345,6 +352,73 @@ MUTANTS = (
         "row._replace(state=VolumeState.QUARANTINED)",
         "row",
     ),
+    Mutant(
+        "the id of an encrypted chunk is made from its bytes",
+        "writer.py",
+        "            chunk_id = secrets.token_bytes(CHUNK_ID_SIZE)\n            plain_size = len(payload)\n",
+        "            chunk_id = blake3(payload).digest()\n            plain_size = len(payload)\n",
+    ),
+    Mutant(
+        "encrypted chunks are bound to no place",
+        "writer.py",
+        "self._cipher.encrypt(chunk_id, self._part, self._placed, payload)",
+        "self._cipher.encrypt(chunk_id, 0, 0, payload)",
+        (
+            (
+                "reader.py",
+                "self._cipher.decrypt(chunk_id, part, offset, data)",
+                "self._cipher.decrypt(chunk_id, 0, 0, data)",
+            ),
+        ),
+    ),
+    Mutant(
+        "an encrypted chunk is said to be named by its digest",
+        "writer.py",
+        "is_named_by_digest = core.dedup and self._cipher is None",
+        "is_named_by_digest = core.dedup",
+    ),
+    Mutant(
+        "a small encrypted object is taken for a plain one",
+        "writer.py",
+        "overhead=len(body) - self.size",
+        "overhead=0",
+    ),
+    Mutant(
+        "encrypted bytes are handed out without their key",
+        "reader.py",
+        "        if self.info.overhead and self._cipher is None:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "what another key encrypted is handed out",
+        "reader.py",
+        "        except ValueError:\n            raise Corrupt(",
+        "        except ValueError:\n            return bytes(data)\n            raise Corrupt(",
+    ),
+    Mutant(
+        "the chunk decrypted last is taken for the next one",
+        "reader.py",
+        "        if self._last is None or self._last[0] != ref.id:\n",
+        "        if self._last is None:\n",
+    ),
+    Mutant(
+        "a part is decrypted as part of another number",
+        "reader.py",
+        "bisect_right(self._part_starts, chunk_start) - 1",
+        "0",
+    ),
+    Mutant(
+        "an encrypted object takes more bytes",
+        "appending.py",
+        "if found is not None and found.info.is_encrypted:",
+        "if False:",
+    ),
+    Mutant(
+        "a record that makes no sense stops a recovery",
+        "recovery.py",
+        "            except Corrupt as error:\n                # It is whole,",
+        "            except KeyError as error:\n                # It is whole,",
+    ),
 )
 
 
@@ -361,13 +435,12 @@ def run(mutant: Mutant) -> str | None:
     with tempfile.TemporaryDirectory(prefix="cordwood-mutant-") as top:
         tree = Path(top)
         copy_tree(tree)
-        path = tree / "engine" / mutant.file
-        source = path.read_text(encoding="utf-8")
-        if source.count(mutant.old) != 1:
-            raise SystemExit(
-                f"{mutant.name}: its text stands {source.count(mutant.old)} times in {mutant.file}"
-            )
-        path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
+        for file, old, new in mutant.changes:
+            path = tree / "engine" / file
+            source = path.read_text(encoding="utf-8")
+            if source.count(old) != 1:
+                raise SystemExit(f"{mutant.name}: its text stands {source.count(old)} times in {file}")
+            path.write_text(source.replace(old, new), encoding="utf-8")
         command = [
             sys.executable,
             "-m",

@@ -1,10 +1,9 @@
-"""The rules of the simulation, written once: what can be done to a store, drawn by whoever drives it.
+"""The rules of the simulation, written once: what can be done to a store, and what comes of it.
 
-A step is a plain tuple (name, arguments...), so that it can be printed, repeated and sent to another process. `draw`
-makes one from a source of choices (random numbers or Hypothesis); `World.run` does it to the store and to the model
-and compares the answers.
+A step is a plain tuple (name, arguments...), so that it can be printed, repeated and sent to another process.
+`World.run` does it to the store and to the model and compares the answers. draws.py makes steps.
 
-Must not know: which driver draws, what a crash is.
+Must not know: who draws, what a crash is.
 
 Invariant: the same steps from the same start give the same answers, whatever the store's sizes and modes are.
 """
@@ -17,13 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from cordwood.engine import CompactionPolicy, Conditions, CordwoodError, Store, compact, errors, rebuild
 from cordwood.engine.compactor import Compactor
 from cordwood.engine.core import Core
 from cordwood.engine.fs import REAL, FileSystem
+from cordwood.engine.reader import ObjectReader
 from cordwood.engine.scrub import Scrubber
+from tests.engine.support import KeyedCipher
 from tests.sim.model import (
     DEFAULT,
     FAR,
@@ -35,21 +36,12 @@ from tests.sim.model import (
     Upload,
     Version,
     etag_of,
+    key_of,
 )
 
-T = TypeVar("T")
 Step = tuple[Any, ...]
 
-BUCKETS = ("one", "two")
 LONG = "x" * 480
-KEYS = (
-    *("a", "a/", "a/b", "a/b/c", "a/b/d", "a/c", "b/a", "b/x/y", "a-b", "a.b", "ä/ö", "z/"),
-    *(LONG, LONG + "y", LONG + "/y", LONG + "yy/z", "q/" + LONG + "é", "a/" + LONG * 2),
-)
-PREFIXES = ("", "a", "a/", "a/b", "a/b/", "b/", "x", LONG, LONG + "y", "q/", "z/", "ä/", "none/", "a/b/c/d/")
-FOLDERS = tuple(prefix for prefix in PREFIXES if prefix.endswith("/"))
-DELIMITERS = ("", "/", "b", "ö", "xx")
-SIZES = (0, 1, 100, 256, 257, 4096, 4097, 9000, 20_000)
 BLOCK = bytes(random.Random(0).randbytes(4096))
 
 OPTIONS: dict[str, Any] = {
@@ -58,25 +50,6 @@ OPTIONS: dict[str, Any] = {
     "inline_max": 256,
     "map_size": 1 << 26,
 }
-
-
-class Choice(Protocol):
-    """Where choices come from."""
-
-    def pick(self, options: Sequence[T]) -> T: ...
-
-    def number(self, low: int, high: int) -> int: ...
-
-
-class RandomChoice:
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
-
-    def pick(self, options: Sequence[T]) -> T:
-        return self.rng.choice(options)
-
-    def number(self, low: int, high: int) -> int:
-        return self.rng.randint(low, high)
 
 
 def plain(attrs: Attrs) -> dict[str, Any]:
@@ -113,6 +86,33 @@ def body(size: int, seed: int) -> bytes:
     return b"".join(blocks)[:size]
 
 
+def described(seed: int, encrypted_under: int) -> dict[str, str]:
+    """The metadata of an object, which name the key that it is encrypted under."""
+    key = {"key": str(encrypted_under)} if encrypted_under else {}
+    return {"seed": str(seed), **key}
+
+
+class OnceCipher(KeyedCipher):
+    """The cipher of a numbered key. A chunk id that is given to any of them is never given again."""
+
+    def __init__(self, number: int, ids: set[bytes]) -> None:
+        super().__init__(b"%032d" % number)
+        self._given = ids
+
+    def encrypt(self, chunk_id: bytes, part: int, offset: int, data: bytes | memoryview) -> bytes:
+        assert len(chunk_id) == 32 and chunk_id not in self._given, "a chunk id is used for a second chunk"
+        self._given.add(chunk_id)
+        return super().encrypt(chunk_id, part, offset, data)
+
+
+def unlocked(reader: ObjectReader, number: int | None = None) -> ObjectReader:
+    """The reader with the key of that number, or the one that its object names, if it needs one."""
+    number = key_of(reader.info.metadata.items()) if number is None else number
+    if reader.info.is_encrypted and number:
+        reader.unlock(OnceCipher(number, set()))
+    return reader
+
+
 class World:
     """A store and the model of it, side by side."""
 
@@ -122,6 +122,7 @@ class World:
         self.options = {**OPTIONS, **options}
         self.model = Model()
         self.steps: list[Step] = []
+        self.ids: set[bytes] = set()
         self._version: str | None = None  # what the model's half of a step chose, for the store's half
         self._target = ("", "")
         self._parts: list[tuple[int, str]] = []
@@ -132,6 +133,9 @@ class World:
 
     def close(self) -> None:
         self.store.close()
+
+    def cipher(self, number: int) -> OnceCipher | None:
+        return OnceCipher(number, self.ids) if number else None
 
     # --- one step ---------------------------------------------------------------------------------------------
 
@@ -196,14 +200,23 @@ class World:
         seed: int,
         conditions: Conditions | None = None,
         attrs: Attrs = (),
+        encrypted_under: int = 0,
     ) -> Any:
         data = body(size, seed)
-        metadata = {"seed": str(seed)}
+        metadata = described(seed, encrypted_under)
         if not real:
             version = Version(data, etag_of(data), metadata=tuple(metadata.items()), attrs=attrs)
             self.model.put(bucket, key, version, conditions)
             return etag_of(data), size
-        info = self.store.put(bucket, key, data, metadata=metadata, conditions=conditions, attrs=plain(attrs))
+        info = self.store.put(
+            bucket,
+            key,
+            data,
+            metadata=metadata,
+            conditions=conditions,
+            attrs=plain(attrs),
+            cipher=self.cipher(encrypted_under),
+        )
         self.model.set_id(bucket, key, info.version_id)
         return info.etag, info.size
 
@@ -362,8 +375,10 @@ class World:
 
     # --- multipart --------------------------------------------------------------------------------------------
 
-    def do_create_upload(self, real: int, bucket: str, key: str, seed: int, attrs: Attrs = ()) -> None:
-        metadata = {"seed": str(seed)}
+    def do_create_upload(
+        self, real: int, bucket: str, key: str, seed: int, attrs: Attrs = (), encrypted_under: int = 0
+    ) -> None:
+        metadata = described(seed, encrypted_under)
         if not real:
             self.model.bucket(bucket)
             self.model.check_lockable(bucket, attrs)
@@ -388,9 +403,14 @@ class World:
             self._target = self._upload(bucket, number)
             self.model.upload(bucket, *self._target).parts[part] = data
             return etag_of(data), size
-        with_parts = self.store.part_writer(bucket, *self._target, part)
-        with_parts.write(data)
-        info = with_parts.commit()
+        return self._write_part(bucket, part, data)
+
+    def _write_part(self, bucket: str, part: int, data: bytes) -> tuple[str, int]:
+        upload = self.store.head_upload(bucket, *self._target)
+        cipher = self.cipher(key_of(upload.metadata.items()))
+        writer = self.store.part_writer(bucket, *self._target, part, cipher=cipher)
+        writer.write(data)
+        info = writer.commit()
         return info.etag, info.size
 
     def do_copy_part(
@@ -412,6 +432,10 @@ class World:
                 data = data[range[0] : range[1] + 1]
             upload.parts[part] = data
             return etag_of(data), len(data)
+        upload_metadata = self.store.head_upload(bucket, *self._target).metadata
+        with self.store.get(*source, range=range) as reader:
+            if reader.info.is_encrypted or key_of(upload_metadata.items()):  # as the server does it
+                return self._write_part(bucket, part, unlocked(reader).read())
         info = self.store.copy_part(bucket, *self._target, part, *source, range=range)
         return info.etag, info.size
 
@@ -446,7 +470,9 @@ class World:
         key: str,
         number: int | None,
         range: tuple[int | None, int | None] | None,
+        tried_key: int | None = None,
     ) -> Any:
+        """`tried_key`: the key that an encrypted object is read with (0: none), unless it is the right one."""
         if not real:
             self._version = self._id_of(bucket, key, number)
             found = self.model.find(bucket, key, self._version)
@@ -459,10 +485,18 @@ class World:
                 if first >= len(data) or (last is not None and last < first):
                     raise errors.InvalidRange(len(data))
                 data = data[first : None if last is None else last + 1]
+            if found.key and tried_key not in (None, found.key):
+                raise errors.Corrupt("another key") if tried_key else errors.InvalidState("no key")
             return data, found.etag, found.id, dict(found.metadata), found.attrs
         with self.store.get(bucket, key, version_id=self._version, range=range) as reader:
             info = reader.info
-            return reader.read(), info.etag, info.version_id, dict(info.metadata), frozen(info.attrs)
+            return (
+                unlocked(reader, tried_key).read(),
+                info.etag,
+                info.version_id,
+                dict(info.metadata),
+                frozen(info.attrs),
+            )
 
     def do_list(self, real: int, bucket: str, prefix: str, delimiter: str, page: int) -> Any:
         if not real:
@@ -585,7 +619,7 @@ def observe(store: Store) -> dict[str, Any]:
                 version = Version(marker=True, null=null)
             else:
                 with store.get(name, entry.key, version_id=entry.version_id) as reader:
-                    info, data = reader.info, reader.read()
+                    info, data = reader.info, unlocked(reader).read()
                     assert (info.size, info.etag) == (entry.size, entry.etag) and len(data) == entry.size
                     assert info.parts_count or info.etag == etag_of(data)
                     parts = tuple(part.size for part in reader.part_sizes())
@@ -615,192 +649,3 @@ def observe(store: Store) -> dict[str, Any]:
             sorted(uploads),
         )
     return seen
-
-
-# --- drawing steps --------------------------------------------------------------------------------------------
-
-
-def draw_conditions(choice: Choice, model: Model, bucket: str, key: str) -> Conditions | None:
-    kind = choice.number(0, 9)
-    if kind > 3:
-        return None
-    current = model.buckets[bucket].keys.get(key) if bucket in model.buckets else None
-    etag = current[0].etag if current and choice.number(0, 3) else "0" * 32
-    return (
-        Conditions(if_none_match=("*",)),
-        Conditions(if_match=(etag,)),
-        Conditions(if_none_match=(etag,)),
-        Conditions(if_match=("*",)),
-    )[kind]
-
-
-def draw_range(choice: Choice) -> tuple[int | None, int | None] | None:
-    kind = choice.number(0, 4)
-    first = choice.pick((0, 1, 255, 4095, 4096, 5000))
-    return (None, None, (first, None), (None, choice.pick((1, 300, 5000))), (first, first + 4500))[kind]
-
-
-def _version(choice: Choice) -> int | None:
-    return choice.pick((None, None, None, 0, 1, 2))
-
-
-def draw_attrs(choice: Choice) -> Attrs:
-    """What a new object has: mostly nothing."""
-    if choice.number(0, 5):
-        return ()
-    return choice.pick(NEW_ATTRS)
-
-
-def draw_bucket(choice: Choice) -> tuple[str, ...]:
-    """Versioning, and perhaps object lock, of a new bucket."""
-    return choice.pick((("",), ("",), ("Enabled",), ("Enabled", ""), ("Enabled", "GOVERNANCE")))
-
-
-RETENTIONS = (
-    ("GOVERNANCE", PAST),
-    ("GOVERNANCE", FAR),
-    ("GOVERNANCE", FARTHER),
-    ("COMPLIANCE", PAST),
-    ("COMPLIANCE", FAR),
-)
-NEW_ATTRS: tuple[Attrs, ...] = (
-    (("tags", "a=1"),),
-    (("tags", "a=1&b=2"),),
-    (("hold", True),),
-    (("retention", ("GOVERNANCE", FAR)),),
-    (("retention", ("GOVERNANCE", PAST)),),
-    (("retention", ("COMPLIANCE", FAR)), ("tags", "x")),
-)
-CHANGES: tuple[Attrs, ...] = (
-    (("tags", "n=1"),),
-    (("tags", "n=2"),),
-    (("tags", None),),
-    (("tags", "t"), ("acl", "private")),
-    (("hold", True),),
-    (("hold", None),),
-    (("hold", None),),
-    (("retention", None),),
-    *((("retention", each),) for each in RETENTIONS),
-)
-
-
-def _size_of(model: Model, bucket: str, key: str) -> int:
-    versions = model.buckets[bucket].keys.get(key) if bucket in model.buckets else None
-    return len(versions[0].data) if versions else 0
-
-
-DRAWS: dict[str, tuple[int, Callable[[Choice, Model, str, str], Step]]] = {
-    "create_bucket": (1, lambda c, m, b, k: (b, *draw_bucket(c))),
-    "delete_bucket": (1, lambda c, m, b, k: (b,)),
-    "set_versioning": (1, lambda c, m, b, k: (b, c.pick(("Enabled", "Suspended")))),
-    "set_lock": (1, lambda c, m, b, k: (b, c.pick((None, "", "GOVERNANCE")))),
-    "put": (
-        14,
-        lambda c, m, b, k: (
-            b,
-            k,
-            c.pick(SIZES),
-            c.number(0, 3),
-            draw_conditions(c, m, b, k),
-            draw_attrs(c),
-        ),
-    ),
-    "attrs": (4, lambda c, m, b, k: (b, k, _version(c), c.pick(CHANGES), c.pick((False, False, True)))),
-    "delete": (
-        7,
-        lambda c, m, b, k: (
-            b,
-            k,
-            _version(c),
-            None if c.number(0, 4) else draw_conditions(c, m, b, k),
-            c.pick((False, True)),
-        ),
-    ),
-    "delete_many": (1, lambda c, m, b, k: (b, tuple(c.pick(KEYS) for _ in range(c.number(1, 4))))),
-    "batch": (
-        2,
-        lambda c, m, b, k: (b, tuple(_change(c, m, b) for _ in range(c.number(1, 4)))),
-    ),
-    "copy": (
-        3,
-        lambda c, m, b, k: ((c.pick(BUCKETS), c.pick(KEYS), _version(c)), b, k, draw_conditions(c, m, b, k)),
-    ),
-    "rename": (3, lambda c, m, b, k: (b, c.pick(FOLDERS), c.pick(FOLDERS))),
-    "rename_object": (
-        3,
-        lambda c, m, b, k: (
-            b,
-            c.pick(KEYS),
-            k,
-            None,
-            None if c.number(0, 2) else draw_conditions(c, m, b, k),
-        ),
-    ),
-    "append": (
-        4,
-        lambda c, m, b, k: (
-            b,
-            k,
-            _size_of(m, b, k) + c.pick((0, 0, 0, 0, 1)),
-            c.pick(SIZES),
-            c.number(0, 3),
-            None if c.number(0, 3) else draw_conditions(c, m, b, k),
-        ),
-    ),
-    "create_upload": (2, lambda c, m, b, k: (b, k, c.number(0, 3), draw_attrs(c))),
-    "put_part": (4, lambda c, m, b, k: (b, c.number(0, 2), c.number(1, 3), c.pick(SIZES), c.number(0, 3))),
-    "copy_part": (
-        2,
-        lambda c, m, b, k: (
-            b,
-            c.number(0, 2),
-            c.number(1, 3),
-            (b, k),
-            c.pick((None, (0, 5000), (4096, 9000))),
-        ),
-    ),
-    "complete": (2, lambda c, m, b, k: (b, c.number(0, 2), c.number(0, 9))),
-    "abort": (1, lambda c, m, b, k: (b, c.number(0, 2))),
-    "get": (6, lambda c, m, b, k: (b, k, _version(c), draw_range(c))),
-    "list": (4, lambda c, m, b, k: (b, c.pick(PREFIXES), c.pick(DELIMITERS), c.pick((1, 2, 3, 1000)))),
-    "list_versions": (
-        2,
-        lambda c, m, b, k: (b, c.pick(PREFIXES), c.pick(DELIMITERS), c.pick((1, 2, 3, 1000))),
-    ),
-}
-MAINTENANCE: dict[str, Callable[[Choice], Step]] = {
-    "reopen": lambda c: (
-        (
-            ("volume_size", c.pick((1 << 16, 1 << 18))),
-            ("chunk_size", c.pick((4096, 8192))),
-            ("inline_max", c.pick((0, 256, 4096))),
-            ("dedup", c.pick((True, True, False))),
-        ),
-    ),
-    "rebuild": lambda c: (),
-    "compact": lambda c: (),
-    "compact_alone": lambda c: (),
-    "scrub": lambda c: (),
-}
-_WEIGHTED = [name for name, (weight, _) in DRAWS.items() for _ in range(weight)]
-
-
-def _change(choice: Choice, model: Model, bucket: str) -> tuple[Any, ...]:
-    key = choice.pick(KEYS)
-    if not choice.number(0, 2):
-        return (key,)
-    conditions = None if choice.number(0, 4) else draw_conditions(choice, model, bucket, key)
-    return key, choice.pick(SIZES), choice.number(0, 3), conditions
-
-
-def draw(choice: Choice, model: Model, name: str | None = None) -> Step:
-    """A step of a kind, or of any."""
-    name = name or choice.pick(_WEIGHTED)
-    bucket, key = choice.pick((*BUCKETS[:1] * 3, *BUCKETS)), choice.pick(KEYS)
-    return (name, *DRAWS[name][1](choice, model, bucket, key))
-
-
-def draw_maintenance(choice: Choice, *, sizes: bool = True) -> Step:
-    """`sizes`: opening again may change them."""
-    name = choice.pick(tuple(MAINTENANCE))
-    return (name, *MAINTENANCE[name](choice)) if sizes or name != "reopen" else (name,)

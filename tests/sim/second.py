@@ -43,6 +43,7 @@ class Hand(World):
 
     def __init__(self, path: Path, options: dict[str, Any]) -> None:
         self.options = options
+        self.ids = set()
         self.store = Store.open(path, **options)
 
     def _learn_ids(self, *_: Any) -> None:

@@ -24,7 +24,7 @@ from tests.engine.support import flip, records_of
 from tests.sim.crash import quarantined, recover, scratch_directory
 from tests.sim.faulty_fs import FaultyFileSystem, watching_index
 from tests.sim.model import FARTHER, Model
-from tests.sim.rules import OPTIONS, Step, World, observe
+from tests.sim.rules import OPTIONS, Step, World, observe, unlocked
 
 STORY: tuple[Step, ...] = (
     ("create_bucket", "one", "Enabled"),
@@ -40,6 +40,7 @@ STORY: tuple[Step, ...] = (
     ("batch", "one", (("x", 5000, 4, None), ("x", 5000, 5, None), ("b/c/b",))),
     ("put", "one", "big", 150_000, 6),
     ("copy", ("one", "big", None), "one", "copy", None),
+    ("put", "one", "secret", 9000, 8, None, (), 1),
     ("delete", "one", "x", 1),
     ("delete_many", "one", ("big", "copy", "none")),
     ("set_lock", "one", "GOVERNANCE"),
@@ -182,7 +183,7 @@ def read_everything(store: Store, model: Model) -> tuple[int, int]:
                         continue
                     try:
                         with store.get(name, key, version_id=version.id, range=range_) as reader:
-                            data, info = reader.read(), reader.info
+                            data, info = unlocked(reader).read(), reader.info
                     except errors.Corrupt:
                         bad += 1
                         continue
@@ -321,7 +322,7 @@ def test_a_disk_that_lies_about_syncs_is_found_out(long_run: bool) -> None:
                 for bucket in store.list_buckets():
                     for entry in store.list(bucket.name).objects:
                         try:
-                            data = store.get(bucket.name, entry.key).read()
+                            data = unlocked(store.get(bucket.name, entry.key)).read()
                         except errors.Corrupt:
                             continue
                         assert data in history[entry.key], f"seed {seed}: wrong bytes for {entry.key!r}"

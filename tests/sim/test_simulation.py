@@ -16,8 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from tests.sim.campaign import Campaign
 from tests.sim.crash import scratch, scratch_directory
+from tests.sim.draws import DRAWS, MAINTENANCE, draw
 from tests.sim.driver import WAYS, replay, wander
-from tests.sim.rules import DRAWS, MAINTENANCE, World, draw, observe
+from tests.sim.rules import World, observe
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -58,7 +59,7 @@ class Choices:
 
 
 class Machine(RuleBasedStateMachine):
-    """The rules of rules.py, driven by Hypothesis: slower than the driver, but it shrinks what it finds."""
+    """The rules of rules.py, drawn by Hypothesis: slower than the driver, but it shrinks what it finds."""
 
     def __init__(self) -> None:
         super().__init__()
