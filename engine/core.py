@@ -14,6 +14,7 @@ from cordwood.engine.announcing import Announce, AnnouncingCommits
 from cordwood.engine.appender import Appender
 from cordwood.engine.chunks import Verified
 from cordwood.engine.commit import Commits, Committer
+from cordwood.engine.decoded import Decoded
 from cordwood.engine.errors import Corrupt, ReadOnly
 from cordwood.engine.format import Manifest
 from cordwood.engine.fs import FileSystem
@@ -41,6 +42,7 @@ class Core:
     chunk_size: int
     inline_max: int
     dedup: bool
+    decoded: Decoded
     announce: Announce | None = None
     """What makes the messages about each change; None: changes have none."""
     verified: Verified = field(default_factory=Verified)

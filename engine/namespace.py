@@ -123,6 +123,26 @@ def resolve(txn: Txn, root: int, key: bytes) -> tuple[int, bytes] | None:
     return directory, name
 
 
+def find_entry(txn: Txn, root: int, key: bytes) -> tuple[tuple[int, bytes], bytes] | None:
+    """What `resolve` finds, and the row that stands there; None when there is none."""
+    *directories, name = key.split(b"/")
+    directory = root
+    get, entries = txn.get, txn.tables.entries
+    for component in directories:
+        if len(component) >= PIECE_MAX:
+            row = get_entry(txn, directory, component + b"/")
+        else:
+            row = get(b"%b%b/" % (id_key(directory), component), entries)
+        if row is None:
+            return None
+        directory = unpack_directory_entry(row)
+    if len(name) > PIECE_MAX:
+        row = get_entry(txn, directory, name)
+    else:
+        row = get(id_key(directory) + name, entries)
+    return ((directory, name), row) if row is not None else None
+
+
 def path_of(txn: Txn, root: int, directory: int) -> bytes:
     """The key prefix that a directory stands for, found by going up to the bucket's root."""
     names: list[bytes] = []

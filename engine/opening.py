@@ -33,6 +33,7 @@ from cordwood.engine.appender import Appender
 from cordwood.engine.clock import tick
 from cordwood.engine.commit import Committer
 from cordwood.engine.core import Core, read_manifest
+from cordwood.engine.decoded import Decoded
 from cordwood.engine.errors import Busy, CordwoodError, Corrupt, Full, StoreNotFound, UnsupportedFormat
 from cordwood.engine.format import FORMAT_VERSION
 from cordwood.engine.fs import FULL_ERRNOS, REAL, FileSystem
@@ -73,6 +74,7 @@ class Options:
     volume_size: int = 1 << 30
     chunk_size: int = 1 << 20
     inline_max: int = 64 << 10
+    head_cache_size: int = 16 << 20
     map_size: int = DEFAULT_MAP_SIZE
     node_id: int | None = None
     alone: bool = False
@@ -345,6 +347,7 @@ def _core(
         options.chunk_size,
         options.inline_max,
         options.dedup,
+        Decoded(options.head_cache_size),
     )
 
 

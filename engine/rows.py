@@ -311,9 +311,8 @@ class VolumeRow(NamedTuple):
 # --- keys -----------------------------------------------------------------------------------------------------
 
 
-def id_key(value: int) -> bytes:
-    """The key of a table that is keyed by one id; also the node of a directory in `entries`."""
-    return _U64.pack(value)
+# The key of a table that is keyed by one id; also the node of a directory in `entries`.
+id_key: Callable[[int], bytes] = _U64.pack
 
 
 def volume_key(volume: int) -> bytes:

@@ -94,6 +94,7 @@ class Store(Edits, Multipart):
         volume_size: int = 1 << 30,
         chunk_size: int = 1 << 20,
         inline_max: int = 64 << 10,
+        head_cache_size: int = 16 << 20,
         map_size: int = 1 << 40,
         node_id: int | None = None,
         fs: FileSystem = REAL,
@@ -102,7 +103,8 @@ class Store(Edits, Multipart):
 
         `durability`: "strict" syncs before each acknowledgement; "relaxed" syncs once a second. Sizes are in bytes:
         `volume_size` a volume's limit, `chunk_size` the unit in which large objects are kept and shared, `inline_max`
-        the largest object that stands in its own record, `map_size` the address space reserved for the index.
+        the largest object that stands in its own record, `head_cache_size` the memory for the decoded heads of objects
+        that were read lately (0: none), `map_size` the address space reserved for the index.
         `node_id` is only used when the store is created. `fs` is for fault injection.
 
         Raises StoreNotFound, UnsupportedFormat, Busy, Corrupt, InvalidArgument, OSError.
@@ -113,6 +115,8 @@ class Store(Edits, Multipart):
             raise InvalidArgument(f"inline_max must lie between 0 and chunk_size, it is {inline_max}")
         if not 4096 <= chunk_size <= 64 << 20:
             raise InvalidArgument(f"chunk_size must lie between 4 KiB and 64 MiB, it is {chunk_size}")
+        if head_cache_size < 0:
+            raise InvalidArgument(f"head_cache_size must not be negative, it is {head_cache_size}")
         if volume_size < 1 << 16:
             raise InvalidArgument(f"volume_size must be at least 64 KiB, it is {volume_size}")
         options = opening.Options(
@@ -123,6 +127,7 @@ class Store(Edits, Multipart):
             volume_size=volume_size,
             chunk_size=chunk_size,
             inline_max=inline_max,
+            head_cache_size=head_cache_size,
             map_size=map_size,
             node_id=node_id,
         )
@@ -440,6 +445,16 @@ class Store(Edits, Multipart):
                 return reader.info
         self._check_open()
         return lookup.find(self._core, bucket, key, version_id, conditions, want_body=False, wait=wait).info
+
+    def look_up(self, bucket: str, key: str, *, want_body: bool, wait: bool = True) -> lookup.Found:
+        """For whoever makes the same answers over and over: what `head` gives, with a place to keep something about it;
+        and with `want_body` the object itself, if it is small, and else what `reader` makes a reader of."""
+        self._check_open()
+        return lookup.find(self._core, bucket, key, None, None, want_body=want_body, wait=wait)
+
+    def reader(self, found: lookup.Found) -> ObjectReader:
+        """All bytes of what was looked up with its body."""
+        return lookup.open_found(self._core, found)
 
     # --- listings ---------------------------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ _NAME = re.compile(r"([0-9]{10})\.vol")
 _WINDOW = 1 << 20
 _SMALL_WINDOW = 8 << 10
 _LARGE_BODY = 64 << 10
-_HEAD_WINDOW = 1024  # most heads end within it
+HEAD_WINDOW = 1024  # most heads end within it
 _BEGIN_SYNC_SIZE = 8 << 20
 _OPEN_VOLUMES_MAX = 512
 _JOINED_MAX = 4 << 20
@@ -158,8 +158,11 @@ class VolumeFile:
         """The whole record at a place, its header, head and body verified. None: `cached_only` and not in memory."""
         _, offset, length = place
         data = self._fs.read_cached(self.fd, length, offset) if cached_only else self.read(offset, length)
-        if data is None:
-            return None
+        return self.record_in(data, place) if data is not None else None
+
+    def record_in(self, data: bytes, place: Place) -> Record:
+        """The record at a place, whose bytes these are, verified."""
+        _, offset, length = place
         header = self.read_header(data, offset)
         if header.length != length:
             raise Corrupt(f"{self.where(offset)}: record of {header.length} bytes, {length} expected")
@@ -169,28 +172,26 @@ class VolumeFile:
         self._check(header, head, body)
         return Record(header, head, body)
 
-    def read_head(self, place: Place) -> Record:
-        """Header and head of the record at a place, verified; the body is not read."""
-        _, offset, length = place
-        first = self.read(offset, min(length, _HEAD_WINDOW))
-        header = self.read_header(first, offset)
-        head = first[HEADER_SIZE : HEADER_SIZE + header.head_length]
-        if len(head) < header.head_length:
-            head += self.read(offset + len(first), header.head_length - len(head))
+    def front_in(self, data: bytes, place: Place) -> Record | None:
+        """Header and head of the record at a place, which begins with these bytes, verified; its body is left out. None
+        when the head does not end within them."""
+        header = self.read_header(data, place.offset)
+        body_at = HEADER_SIZE + header.head_length
+        if body_at > len(data):
+            return None
+        head = data[HEADER_SIZE:body_at]
         self._check(header, head, None)
         return Record(header, head, None)
 
-    def read_head_cached(self, place: Place) -> Record | None:
-        """Like `read_head`, but None where the disk would have to be waited for, or a head is unusually long."""
+    def read_head(self, place: Place) -> Record:
+        """Header and head of the record at a place, verified; the body is not read."""
         _, offset, length = place
-        first = self._fs.read_cached(self.fd, min(length, _HEAD_WINDOW), offset)
-        if first is None:
-            return None
+        first = self.read(offset, min(length, HEAD_WINDOW))
+        record = self.front_in(first, place)
+        if record is not None:
+            return record
         header = self.read_header(first, offset)
-        body_at = HEADER_SIZE + header.head_length
-        if body_at > len(first):
-            return None
-        head = first[HEADER_SIZE:body_at]
+        head = self.read(offset + HEADER_SIZE, header.head_length)
         self._check(header, head, None)
         return Record(header, head, None)
 

@@ -25,6 +25,7 @@ from cordwood.server.gate import PAYER, SHARED, Demand, Gate
 from cordwood.server.handlers import HANDLERS, Request, Service, translate
 from cordwood.server.handlers.cors import preflight, sharing_headers
 from cordwood.server.handlers.form_upload import receive_form
+from cordwood.server.handlers.read import AT_ONCE
 from cordwood.server.keyring import KeyFile
 from cordwood.server.log_keeper import LogKeeper, Watch
 from cordwood.server.log_record import LOGGING
@@ -189,6 +190,42 @@ class Application:
             raise
         response.headers.extend(headers)
         return response
+
+    def at_once(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response | None:
+        """The `AtOnce` of message.py: the same steps in the same order, as far as the plainest requests take them.
+        Whatever is not as usual begins anew in `__call__`."""
+        headers = head.headers
+        if (
+            head.raw_query
+            or "authorization" not in headers
+            or "origin" in headers
+            or self._website is not None
+        ):
+            return None
+        try:
+            verified = self._authenticated(head)
+            route = self._router.route(head)
+        except S3Error:
+            return None
+        operation = route.operation
+        answer = AT_ONCE.get(operation.name)
+        if answer is None:
+            return None
+        try:
+            info = self._store.head_bucket(route.bucket)
+            if (
+                LOGGING in info.attrs
+                or PAYER in info.attrs
+                or not self._gate.is_free(verified.identity, info)
+            ):
+                return None
+            params = read_params(operation, head, HANDLERS[operation.name].refused)
+            target = (route.bucket, route.key)
+            return answer(Request(verified, self._service, operation, target, info, params, head, body, peer))
+        except engine_errors.NotFound as error:
+            raise translate(error, head, {}) from error
+        except (S3Error, engine_errors.CordwoodError):
+            return None
 
     async def _guarded(self, head: RequestHead, body: Body, peer: PeerInfo) -> Response:
         """An answer, or a refusal that is in the access log. What was not asked for by a program that signs its headers

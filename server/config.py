@@ -185,6 +185,12 @@ class Settings:
         "payloads up to this size are stored inside their record",
         unit="bytes",
     )
+    head_cache_size: int = _setting(
+        16 << 20,
+        size_between(0, 1 << 40),
+        "memory of each worker for the decoded heads of objects read lately; 0: none",
+        unit="bytes",
+    )
     master_key_file: Path | None = _setting(
         None, path, "where the master keys of SSE-S3 are; made at first need. Losing it loses what they encrypted",
         shown="DIR/master-keys",

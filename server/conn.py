@@ -25,6 +25,7 @@ import trio
 
 from cordwood.server.bridge import Bridge
 from cordwood.server.client_socket import FOREVER, ClientSocket, Gone, Limits
+from cordwood.server.idle_sockets import IdleSockets
 from cordwood.server.wire.errors import S3Error, render_error, s3_error
 from cordwood.server.wire.http1 import (
     CONTINUE,
@@ -36,6 +37,7 @@ from cordwood.server.wire.http1 import (
 )
 from cordwood.server.wire.message import (
     App,
+    AtOnce,
     ClientDisconnected,
     MalformedBody,
     PeerInfo,
@@ -55,22 +57,31 @@ _BODY_READ_BYTES: Final = 256 << 10
 _JOIN_BYTES: Final = (
     64 << 10
 )  # blocks up to this are copied between their chunk framing, larger ones go out after it
-_TURN_REQUESTS: Final = 8  # pipelined requests that may be answered without giving other connections a turn
+_TURN_REQUESTS: Final = 8  # that may be answered without giving other connections a turn
 
 
 async def serve_connection(
-    stream: trio.SocketStream, app: App, limits: Limits, stopping: trio.Event, *, is_tls: bool = False
+    stream: trio.SocketStream,
+    app: App,
+    limits: Limits,
+    stopping: trio.Event,
+    *,
+    at_once: AtOnce | None = None,
+    is_tls: bool = False,
 ) -> None:
     """Serve requests until either side closes. Takes the socket over: `stream` is closed afterwards in any case.
+
+    `at_once` is asked before `app` for what has no body.
 
     Once `stopping` is set, the request in flight is finished and answered, then the connection closes; an idle one
     closes within a quarter of a second. To bound the wait, cancel.
     """
     client = ClientSocket(socket.socket(fileno=stream.socket.detach()), limits, stopping)
+    connection = _Connection(client, app, limits, stopping, at_once, is_tls)
     try:
         with trio.CancelScope() as scope:
             client.abandon = scope.cancel
-            await _Connection(client, app, limits, stopping, is_tls).run()
+            await connection.run()
         if scope.cancelled_caught:
             client.reset()
     except Gone:
@@ -79,22 +90,54 @@ async def serve_connection(
         log.exception("a connection from %s ended by a fault of ours", client.address)
         client.reset()
     finally:
+        connection.forget()
         client.close()
 
 
 class _Connection:
-    __slots__ = ("_app", "_client", "_limits", "_peer", "_receiver", "_runtime", "_stopping")
+    __slots__ = (
+        "_answer",
+        "_app",
+        "_at_once",
+        "_client",
+        "_fault",
+        "_has_ended",
+        "_head",
+        "_limits",
+        "_peer",
+        "_receiver",
+        "_runtime",
+        "_stopping",
+        "_unsent",
+    )
 
     def __init__(
-        self, client: ClientSocket, app: App, limits: Limits, stopping: trio.Event, is_tls: bool
+        self,
+        client: ClientSocket,
+        app: App,
+        limits: Limits,
+        stopping: trio.Event,
+        at_once: AtOnce | None,
+        is_tls: bool,
     ) -> None:
         self._client = client
         self._app = app
+        self._at_once = at_once
         self._limits = limits
         self._stopping = stopping
+        # What `_look` leaves to the task.
+        self._head: RequestHead | None = None
+        self._answer: Response | None = None
+        self._unsent: bytes | memoryview = b""
+        self._fault: Exception | None = None
+        self._has_ended = False
         self._peer = PeerInfo(client.address, is_tls)
         self._receiver = RequestReceiver(max_head_bytes=limits.max_head_bytes, max_headers=limits.max_headers)
         self._runtime = _current_runtime()
+        self._runtime.idle.add(client.fd)
+
+    def forget(self) -> None:
+        self._runtime.idle.remove(self._client.fd)
 
     # -- the life of a connection ----------------------------------------------------------------------------
 
@@ -104,7 +147,6 @@ class _Connection:
             try:
                 head = self._receiver.next_head()
                 if head is None:
-                    in_a_row = 0
                     head = await self._receive_head()
                     if head is None:
                         return
@@ -120,44 +162,110 @@ class _Connection:
     async def _receive_head(self) -> RequestHead | None:
         """Wait for a head; None when the connection is over."""
         client, receiver = self._client, self._receiver
-        has_begun = receiver.buffered_bytes > 0
-        limits = self._limits
-        client.is_idle = not has_begun
-        client.deadline = time.monotonic() + (limits.head_timeout_s if has_begun else limits.idle_timeout_s)
-        if not has_begun and self._stopping.is_set():
-            return None
+        if not receiver.buffered_bytes:
+            head = await self._receive_whole_head()
+            if head is not None or self._has_ended:
+                return head
+        client.is_idle = False
+        client.deadline = time.monotonic() + self._limits.head_timeout_s
         while True:
             await trio.lowlevel.wait_readable(client.fd)
             data = client.receive_now(_HEAD_READ_BYTES)
             if data is None:
                 continue
             if not data:
-                if has_begun and client.expired:
+                if client.expired:
                     await self._refuse("RequestTimeout", 400, "The request head did not arrive in time.")
                 return None
             receiver.feed(data)
             head = receiver.next_head()
             if head is not None:
-                client.is_idle = False
                 client.deadline = FOREVER
                 return head
-            if not has_begun:
-                has_begun = True
-                client.is_idle = False
-                client.deadline = time.monotonic() + limits.head_timeout_s
+
+    async def _receive_whole_head(self) -> RequestHead | None:
+        """Wait for a head to begin; None when it does not end with what came first, or when the connection is over."""
+        client = self._client
+        while not self._stopping.is_set():
+            client.is_idle = True
+            client.deadline = time.monotonic() + self._limits.idle_timeout_s
+            await self._runtime.idle.wait(client.fd, self._look)
+            client.is_idle = False
+            client.deadline = FOREVER
+            if self._fault is not None:
+                raise self._fault
+            if self._unsent:
+                unsent, self._unsent = self._unsent, b""
+                await client.send(unsent)
+            head, self._head = self._head, None
+            if head is not None or self._has_ended or self._receiver.buffered_bytes:
+                return head
+        self._has_ended = True
+        return None
+
+    def _look(self) -> bool:
+        """Something has come while no request was under way (idle_sockets.py). What can be answered at once is answered
+        here; False: the rest is for the task."""
+        client, receiver = self._client, self._receiver
+        try:
+            data = client.receive_now(_HEAD_READ_BYTES)
+            if data is None:
+                return True
+            if not data:
+                self._has_ended = True
+                return False
+            receiver.feed(data)
+            head = receiver.next_head()
+            if head is None or not self._is_answered(head):
+                self._head = head
+                return False
+            client.deadline = time.monotonic() + self._limits.idle_timeout_s
+            return not self._unsent and len(data) < _HEAD_READ_BYTES  # else there may be more
+        except Exception as fault:
+            self._fault = fault
+            return False
+
+    def _is_answered(self, head: RequestHead) -> bool:
+        """Answer at once, if that can be; `_unsent` is what then is left to be sent, `_answer` what else was found."""
+        if (
+            self._at_once is None
+            or head.is_chunked
+            or head.content_length is not None
+            or not head.keep_alive
+            or self._receiver.buffered_bytes
+            or self._stopping.is_set()
+        ):
+            return False
+        self._name(head)
+        try:
+            response = self._at_once(head, _NO_BODY, self._peer)
+        except S3Error as error:
+            response = _error_response(error, head)
+        except Exception:
+            response = None  # the application meets the same, and says so
+        if response is None or not response.is_plain:
+            self._answer = response
+            return False
+        fields = response.fields
+        if response.headers:
+            fields += render_fields(response.headers).encode()
+        self._client.refill_budgets()
+        self._unsent = self._send_bytes(head, response.status, fields, response.body or b"", True)
+        return True
 
     async def _exchange(self, head: RequestHead) -> bool:
         """Answer one request. Returns whether the connection can go on."""
-        client, runtime = self._client, self._runtime
-        head.request_id = request_id = runtime.next_request_id()
-        head.host_id = runtime.host_id
+        client = self._client
+        if not head.request_id:
+            self._name(head)
         client.refill_budgets()
         if head.method in _ABANDONABLE:
             client.busy_since = time.monotonic()
         has_body = head.is_chunked or head.content_length is not None
         body = _RequestBody(client, self._receiver, head.expect_continue) if has_body else _NO_BODY
+        answer, self._answer = self._answer, None
         try:
-            response = await self._app(head, body, self._peer)
+            response = answer or await self._app(head, body, self._peer)
         except S3Error as error:
             response = _error_response(error, head)
         except ClientDisconnected:  # it may have closed one direction only, and still read
@@ -167,7 +275,7 @@ class _Connection:
         except MalformedBody as malformed:
             response = _error_response(s3_error("BadRequest", str(malformed)), head)
         except Exception:
-            log.exception("request %s: %s %r failed", request_id, head.method, head.target)
+            log.exception("request %s: %s %r failed", head.request_id, head.method, head.target)
             response = _error_response(s3_error("InternalError"), head)
         body.close()
         client.busy_since = FOREVER
@@ -188,12 +296,16 @@ class _Connection:
             await self._linger()
         return False
 
+    def _name(self, head: RequestHead) -> None:
+        head.request_id = self._runtime.next_request_id()
+        head.host_id = self._runtime.host_id
+
     # -- responses -------------------------------------------------------------------------------------------
 
     async def _respond(self, head: RequestHead, response: Response, keep_alive: bool) -> None:
         try:
             try:
-                fields = render_fields(response.headers).encode()
+                fields = response.fields + render_fields(response.headers).encode()
             except ValueError:  # UnicodeEncodeError is one, too
                 log.exception("request %s: the response headers cannot be sent", head.request_id)
                 await self._respond_error(head, s3_error("InternalError"), keep_alive)
@@ -462,6 +574,7 @@ class _Runtime:
 
     def __init__(self) -> None:
         self.bridge = Bridge()
+        self.idle = IdleSockets()
         self.host_id = b64encode(os.urandom(24)).decode()
         self._prefix = os.urandom(4).hex().upper()
         self._count = 0

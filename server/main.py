@@ -25,6 +25,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -39,7 +40,7 @@ from cordwood.server.notifier import deliver
 from cordwood.server.sessions import check_roles
 from cordwood.server.supervisor import Child, Role, StartError, Supervisor, hold_port
 from cordwood.server.wire.errors import S3Error
-from cordwood.server.wire.message import App, Body, PeerInfo, RequestHead, Response
+from cordwood.server.wire.message import App, AtOnce, Body, PeerInfo, RequestHead, Response
 
 __all__ = ["Running", "StartError", "serve"]
 
@@ -109,6 +110,7 @@ def _open_store(settings: Settings) -> Store:
         volume_size=settings.volume_size,
         chunk_size=settings.chunk_size,
         inline_max=settings.inline_max,
+        head_cache_size=settings.head_cache_size,
     )
 
 
@@ -154,8 +156,9 @@ async def _serve(
 ) -> None:
     application = build_app(store, settings, credentials)
     app: App = application
+    at_once: AtOnce = application.at_once
     if settings.access_log:
-        app = _with_access_log(app)
+        app, at_once = _with_access_log(app), _with_access_log_at_once(at_once)
     limits = Limits(
         head_timeout_s=settings.head_timeout,
         body_timeout_s=settings.body_timeout,
@@ -169,7 +172,7 @@ async def _serve(
 
     async def connection(stream: trio.SocketStream) -> None:
         try:
-            await serve_connection(stream, app, limits, stopping)
+            await serve_connection(stream, app, limits, stopping, at_once=at_once)
         finally:
             slots.release()
 
@@ -192,8 +195,7 @@ async def _serve(
 
 
 def _with_access_log(app: App) -> App:
-    """One line per request, when its answer is decided. The query stays out: in presigned URLs it is a credential."""
-    access = logging.getLogger("cordwood.access")
+    """One line per request, when its answer is decided."""
 
     async def logged(head: RequestHead, body: Body, peer: PeerInfo) -> Response:
         began_s = time.perf_counter()
@@ -206,11 +208,34 @@ def _with_access_log(app: App) -> App:
             status = error.status
             raise
         finally:
-            took_ms = (time.perf_counter() - began_s) * 1000
-            path = head.raw_path.decode("latin-1")
-            access.info("%s %s %s %d %.1f ms", peer.address, head.method, path, status, took_ms)
+            _log_access(head, peer, status, began_s)
 
     return logged
+
+
+def _with_access_log_at_once(at_once: AtOnce) -> AtOnce:
+    def logged(head: RequestHead, body: Body, peer: PeerInfo) -> Response | None:
+        began_s = time.perf_counter()
+        try:
+            response = at_once(head, body, peer)
+        except S3Error as error:
+            _log_access(head, peer, error.status, began_s)
+            raise
+        if response is not None:
+            _log_access(head, peer, response.status, began_s)
+        return response
+
+    return logged
+
+
+_access: Final = logging.getLogger("cordwood.access")
+
+
+def _log_access(head: RequestHead, peer: PeerInfo, status: int, began_s: float) -> None:
+    """The query stays out: in presigned URLs it is a credential."""
+    took_ms = (time.perf_counter() - began_s) * 1000
+    path = head.raw_path.decode("latin-1")
+    _access.info("%s %s %s %d %.1f ms", peer.address, head.method, path, status, took_ms)
 
 
 async def _accept_until_stopped(

@@ -37,6 +37,10 @@ _ACTIONS: Final = (
 )
 
 
+def has_lifecycle(request: Request) -> bool:
+    return request.bucket_info is not None and LIFECYCLE in request.bucket_info.attrs
+
+
 def expiration_member(request: Request, info: ObjectInfo) -> dict[str, str]:
     """The Expiration member of an answer about a current version; empty when no rule will end it."""
     configuration = request.bucket_info.attrs.get(LIFECYCLE) if request.bucket_info is not None else None

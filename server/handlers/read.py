@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
 
 from cordwood.engine import ObjectInfo, ObjectReader
 from cordwood.engine import errors as engine_errors
@@ -30,11 +30,12 @@ from cordwood.server.handlers.encryption import (
     plain_checksums,
     unlock,
 )
-from cordwood.server.handlers.lifecycle import expiration_member
+from cordwood.server.handlers.lifecycle import expiration_member, has_lifecycle
 from cordwood.server.handlers.locking import lock_members
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.handlers.tagging import TAGS
 from cordwood.server.wire.errors import s3_error
+from cordwood.server.wire.http1 import render_fields
 from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
 
@@ -56,6 +57,22 @@ async def get_object(request: Request) -> Response:
             reader, is_partial = await request.service.bridge.run(lambda: _open(request))
     except engine_errors.NotModified as error:
         return not_modified(error.info, request)
+    return _answer(request, reader, is_partial=is_partial)
+
+
+def get_object_at_once(request: Request) -> Response | None:
+    """What `AT_ONCE` says."""
+    if not _is_plain(request):
+        return None
+    found = request.service.store.look_up(*request.target, want_body=True, wait=False)
+    body = found.inline
+    if body is None:
+        return _answer(request, request.service.store.reader(found), is_partial=False)
+    fields = _plain_fields(request, found.info, found.memo)
+    return Response(200, body=body, fields=fields) if fields is not None else None
+
+
+def _answer(request: Request, reader: ObjectReader, *, is_partial: bool) -> Response:
     try:
         request.confirm(reader.info)
         key = unlock(request, reader)
@@ -92,6 +109,15 @@ async def head_object(request: Request) -> Response:
         return not_modified(error.info, request)
 
 
+def head_object_at_once(request: Request) -> Response | None:
+    """What `AT_ONCE` says."""
+    if not _is_plain(request):
+        return None
+    found = request.service.store.look_up(*request.target, want_body=False, wait=False)
+    fields = _plain_fields(request, found.info, found.memo)
+    return Response(200, fields=fields) if fields is not None else None
+
+
 def _head(request: Request, *, wait: bool = True) -> Response:
     params = request.params
     if "Range" in params or "PartNumber" in params:
@@ -110,6 +136,34 @@ def _head(request: Request, *, wait: bool = True) -> Response:
     members, status = _members(info, None, request, key_for(request, info))
     members["ContentLength"] = info.size
     return respond(request.operation, members, status=status)
+
+
+def _is_plain(request: Request) -> bool:
+    """Is all of the newest version asked for, with no more than its checksum, as SDKs ask by default?"""
+    check_read_headers(request)
+    params = request.params
+    return not params or (len(params) == 1 and "ChecksumMode" in params)
+
+
+def _plain_fields(request: Request, info: ObjectInfo, memo: dict[object, Any] | None) -> bytes | None:
+    """The header fields of the answer to a plain request, made once for each state of an object; None where they do not
+    depend on that alone."""
+    if info.attrs or info.overhead or has_lifecycle(request):
+        return None
+    form = (request.has_versioning, bool(request.params))
+    fields: bytes | None = memo.get(form) if memo is not None else None
+    if fields is None:
+        members, _ = _members(info, None, request, None)
+        members["ContentLength"] = info.size
+        fields = render_fields(respond(request.operation, members).headers).encode()
+        if memo is not None:
+            memo[form] = fields
+    return fields
+
+
+AT_ONCE: Final = {"GetObject": get_object_at_once, "HeadObject": head_object_at_once}
+"""Operations whose plain requests are answered without waiting for the disk, else WouldBlock is raised. None: it takes
+the handler."""
 
 
 def not_modified(info: ObjectInfo, request: Request) -> Response:

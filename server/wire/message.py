@@ -85,6 +85,13 @@ class Response(msgspec.Struct):
     """Called exactly once, after the last byte or on failure."""
     close: bool = False
     """Close the connection after this response."""
+    fields: bytes = b""
+    """Header fields that are rendered already (http1.py); those of `headers` come behind them."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Is `body` all there is to send, and nothing to be done afterwards?"""
+        return self.stream is None and self.spans is None and self.on_done is None and not self.close
 
 
 class PeerInfo(msgspec.Struct, frozen=True, gc=False):
@@ -130,3 +137,5 @@ class MalformedBody(BodyError):
 
 
 App = Callable[[RequestHead, Body, PeerInfo], Awaitable[Response]]
+AtOnce = Callable[[RequestHead, Body, PeerInfo], Response | None]
+"""Answers a request without a body without waiting for anything; None: it is one for the `App`. Raises as the `App`."""

@@ -253,6 +253,7 @@ def test_listing_arguments_that_are_no_text_are_refused_by_name(store: Store) ->
         {"durability": "eventual"},
         {"inline_max": -1},
         {"inline_max": 5000},
+        {"head_cache_size": -1},
         {"chunk_size": 100},
         {"chunk_size": 1 << 30},
         {"volume_size": 1000},

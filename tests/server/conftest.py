@@ -59,7 +59,7 @@ class LiveServer:
         limits = Limits()
 
         async def connection(stream: trio.SocketStream) -> None:
-            await serve_connection(stream, app, limits, stopping)
+            await serve_connection(stream, app, limits, stopping, at_once=app.at_once)
 
         async with trio.open_nursery() as nursery:
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")

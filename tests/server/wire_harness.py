@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import trio
 
 from cordwood.server.conn import Limits, serve_connection
-from cordwood.server.wire.message import App, Body, PeerInfo, RequestHead, Response
+from cordwood.server.wire.message import App, AtOnce, Body, PeerInfo, RequestHead, Response
 
 # Short enough for a test, long enough for a busy machine.
 QUICK = Limits(
@@ -114,7 +114,9 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(app: App, limits: Limits = QUICK) -> AsyncIterator[Served]:
+async def serving(
+    app: App, limits: Limits = QUICK, *, at_once: AtOnce | None = None
+) -> AsyncIterator[Served]:
     """Serve `app` on a free port; yields how to reach it."""
     stopping = trio.Event()
     clients: list[Client] = []
@@ -127,7 +129,7 @@ async def serving(app: App, limits: Limits = QUICK) -> AsyncIterator[Served]:
     served = Served(connect, stopping)
 
     async def handle(stream: trio.SocketStream) -> None:
-        await serve_connection(stream, app, limits, stopping)
+        await serve_connection(stream, app, limits, stopping, at_once=at_once)
         served.ended.append(None)
 
     async with trio.open_nursery() as nursery:

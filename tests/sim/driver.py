@@ -24,8 +24,8 @@ from tests.sim.second import Pair
 WAYS: tuple[dict[str, Any], ...] = (
     {},
     {"volume_size": 1 << 30, "chunk_size": 1 << 20, "inline_max": 64 << 10},
-    {"chunk_size": 16384, "inline_max": 0},
-    {"inline_max": 4096, "dedup": False},
+    {"chunk_size": 16384, "inline_max": 0, "head_cache_size": 1 << 15},
+    {"inline_max": 4096, "dedup": False, "head_cache_size": 0},
     {"durability": "relaxed"},
 )
 READS = ("get", "list", "list_versions")
