@@ -37,7 +37,18 @@ _CONDITIONS: Final = " ".join(f"{side}{kind}" for side in (_OF_THE_SOURCE, _OF_T
 
 @handles("RenameObject", f"RenameSource ClientToken {_CONDITIONS}")
 async def rename_object(request: Request) -> Response:
+    """AWS's examples name the source as BUCKET/KEY, too: that is meant where no key begins with the bucket's name."""
     source = _source(request)
+    within = source.removeprefix(f"{request.bucket}/")
+    if within in ("", source):
+        return await _rename(request, source)
+    try:
+        return await _rename(request, source)
+    except engine_errors.KeyNotFound:
+        return await _rename(request, within)
+
+
+async def _rename(request: Request, source: str) -> Response:
     if source == request.key:
         raise s3_error("InvalidRequest", "This rename request is illegal: the source is the destination.")
     if source.endswith("/") and request.key.endswith("/"):

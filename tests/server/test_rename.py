@@ -42,11 +42,23 @@ def test_a_renamed_object_has_all_that_it_had_under_its_new_key(s3: Any) -> None
         assert after[name] == before[name], name
 
 
-@pytest.mark.parametrize("source", ["a", "/bkt/a", "%2Fbkt%2Fa"])
+@pytest.mark.parametrize("source", ["a", "/bkt/a", "%2Fbkt%2Fa", "bkt/a"])
 def test_the_source_is_a_key_or_a_key_behind_the_name_of_the_bucket(s3: Any, source: str) -> None:
     s3.put_object(Bucket="bkt", Key="a", Body=b"a")
     s3.rename_object(Bucket="bkt", Key="b", RenameSource=source)
     assert keys_of(s3) == ["b"]
+
+
+def test_a_key_that_begins_with_the_name_of_its_bucket_goes_first(s3: Any) -> None:
+    for key in ("a", "bkt/a", "p/1", "bkt/p/1"):
+        s3.put_object(Bucket="bkt", Key=key, Body=key.encode())
+    s3.rename_object(Bucket="bkt", Key="b", RenameSource="bkt/a")
+    s3.rename_object(Bucket="bkt", Key="q/", RenameSource="bkt/p/")
+    assert keys_of(s3) == ["a", "b", "p/1", "q/1"]
+    s3.rename_object(Bucket="bkt", Key="c", RenameSource="bkt/a")
+    s3.rename_object(Bucket="bkt", Key="r/", RenameSource="bkt/p/")
+    assert keys_of(s3) == ["b", "c", "q/1", "r/1"]
+    assert refused(s3.rename_object, Key="d", RenameSource="bkt/a") == "NoSuchKey"
 
 
 def test_a_source_that_names_another_bucket_is_a_key_of_this_one(server: LiveServer, s3: Any) -> None:
