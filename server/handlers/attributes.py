@@ -23,6 +23,7 @@ from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.errors import s3_error
 from cordwood.server.wire.interpret import respond
 from cordwood.server.wire.message import Response
+from cordwood.server.wire.route import missing_attributes
 
 MAX_PARTS: Final = 1000
 
@@ -32,10 +33,7 @@ async def get_object_attributes(request: Request) -> Response:
     check_read_headers(request)
     wanted = request.params["ObjectAttributes"]
     if not wanted:
-        raise s3_error(
-            "InvalidArgument",
-            "The x-amz-object-attributes header specifying the attributes to be retrieved is either missing or empty",
-        )
+        raise missing_attributes()
     return await request.service.bridge.run(_attributes, request, frozenset(wanted))
 
 

@@ -26,7 +26,13 @@ from cordwood.server.handlers.encryption import (
     part_key,
     upload_key,
 )
-from cordwood.server.handlers.ingest import DEFAULT_ALGORITHM, check_digest, receive_structure
+from cordwood.server.handlers.ingest import (
+    DEFAULT_ALGORITHM,
+    check_digest,
+    is_digest,
+    receive_structure,
+    several_checksums,
+)
 from cordwood.server.handlers.lifecycle import expiration_member
 from cordwood.server.handlers.multipart import COMPOSITE, FULL_OBJECT, MAX_PAGE, MAX_PARTS, upload_of
 from cordwood.server.handlers.request import Request, handles
@@ -56,6 +62,14 @@ async def complete_multipart_upload(request: Request) -> Response:
     for part in parts:
         if "PartNumber" not in part or "ETag" not in part:
             raise malformed("a part needs PartNumber and ETag")
+        _check_part(part)
+    if sum(member in request.params for member in _PART_CHECKSUMS) > 1:
+        raise several_checksums()
+    if request.params.get("MpuObjectSize", 0) < 0:
+        raise s3_error(
+            "InvalidRequest",
+            f"Value for x-amz-mp-object-size header is less than zero: '{request.params['MpuObjectSize']}'",
+        )
     numbers = [part["PartNumber"] for part in parts]
     if any(later < earlier for earlier, later in pairwise(numbers)):
         raise s3_error("InvalidPartOrder", upload_id=request.params["UploadId"])
@@ -66,11 +80,10 @@ async def complete_multipart_upload(request: Request) -> Response:
         wanted = [(part["PartNumber"], bare(part["ETag"])) for part in parts]
         about: dict[str, Any] = {}
         try:
-            upload = upload_of(request)
+            about = _about(request, upload_of(request), parts)
         except engine_errors.UploadNotFound:
-            pass  # perhaps a repeated request whose first answer was lost: the engine knows what it completed
-        else:
-            about = _about(request, upload, parts)
+            # Perhaps a repeat of a request that was answered, or is about to be: the engine knows what it completed.
+            pass
         told = request.announcing(created, "ObjectCreated:CompleteMultipartUpload")
         info = told.complete_upload(
             request.bucket, request.key, request.params["UploadId"], wanted, conditions=conditions, **about
@@ -92,6 +105,26 @@ async def complete_multipart_upload(request: Request) -> Response:
         return response
 
     return await request.service.bridge.run(complete)
+
+
+def _check_part(part: dict[str, Any]) -> None:
+    if part["PartNumber"] < 1:
+        raise s3_error(
+            "InvalidArgument",
+            "PartNumber must be >= 1",
+            argument_name="PartNumber",
+            argument_value=part["PartNumber"],
+        )
+    given = {name: part[member].strip() for member, name in _PART_CHECKSUMS.items() if member in part}
+    if len(given) > 1 or not all(is_digest(name, value) for name, value in given.items()):
+        raise s3_error(
+            "InvalidArgument",
+            "Invalid Base64 or multiple checksums present in request",
+            argument_name="Checksum",
+            argument_value="".join(f"{name}:{value};" for name, value in given.items())
+            if len(given) > 1
+            else "".join(given.values()),
+        )
 
 
 def _about(request: Request, upload: UploadInfo, parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -157,7 +190,14 @@ def _object_checksums(
     """Check what the client says of the parts and the whole, and derive the object's checksum from its parts'."""
     for part, found in zip(parts, chosen, strict=True):
         for member, algorithm in _PART_CHECKSUMS.items():
-            if member in part and found.checksums.get(algorithm, part[member]) != part[member]:
+            if member not in part:
+                continue
+            if upload.checksum_algorithm not in ("", algorithm):
+                raise s3_error(
+                    "BadDigest",
+                    f"The {algorithm.lower()} you specified for part {found.number} did not match what we received.",
+                )
+            if found.checksums.get(algorithm, part[member]) != part[member]:
                 raise _invalid_part(upload, part)
     size = request.params.get("MpuObjectSize")
     total = sum(part.size for part in chosen)

@@ -98,7 +98,7 @@ def integrity(request: Request) -> Integrity:
     algorithm = expected = None
     given = headers.keys() & _ALGORITHM_OF.keys()
     if len(given) > 1:
-        raise _several_checksums()
+        raise several_checksums()
     for name in given:
         algorithm, expected = _ALGORITHM_OF[name], headers[name].strip()
         check_digest(algorithm, expected)
@@ -110,7 +110,7 @@ def integrity(request: Request) -> Integrity:
                 "InvalidRequest", "The value specified in the x-amz-trailer header is not supported"
             )
         if algorithm is not None:
-            raise _several_checksums()
+            raise several_checksums()
         algorithm, is_trailing = trailing, True
     if named is not None:
         if algorithm is None:
@@ -124,20 +124,23 @@ def integrity(request: Request) -> Integrity:
     return Integrity(md5_hex, algorithm, expected, is_trailing)
 
 
-def _several_checksums() -> S3Error:
+def several_checksums() -> S3Error:
     return s3_error(
         "InvalidRequest",
         "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
     )
 
 
-def check_digest(algorithm: str, value: str) -> None:
+def is_digest(algorithm: str, value: str) -> bool:
     """Is this base64 of a digest of the right length?"""
     try:
-        size = len(base64.b64decode(value, validate=True))
+        return len(base64.b64decode(value, validate=True)) == digest_bytes(algorithm)
     except (binascii.Error, ValueError):
-        size = -1
-    if size != digest_bytes(algorithm):
+        return False
+
+
+def check_digest(algorithm: str, value: str) -> None:
+    if not is_digest(algorithm, value):
         raise s3_error("BadDigest", f"Value for {_HEADER_OF[algorithm]} header is invalid.")
 
 

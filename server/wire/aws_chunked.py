@@ -164,14 +164,14 @@ class _AwsChunkedDecoder:
                     self._chunk_hash.update(piece)
                 pieces.append(piece)
             elif self._is_done:
-                raise s3_error("IncompleteBody", "There are bytes after the end of the aws-chunked payload.")
+                raise _malformed("bytes follow its end")
             else:
                 position = self._take_line(view, position)
         return pieces
 
     def finish(self) -> dict[str, str]:
         if not self._is_done:
-            raise _incomplete(self._expected, self._received)
+            raise _malformed("it ends early")
         return self._trailer_lines
 
     def _take_line(self, view: memoryview, position: int) -> int:
@@ -299,15 +299,18 @@ _SIGNATURE: Final = re.compile(r"[0-9a-f]{64}").fullmatch
 def _incomplete(expected: int, received: int) -> S3Error:
     return s3_error(
         "IncompleteBody",
-        f"The body holds {received} bytes of payload where {expected} were declared, or ends early.",
+        "You did not provide the number of bytes specified by the Content-Length HTTP header",
         NumberBytesExpected=expected,
         NumberBytesProvided=received,
     )
 
 
 def _malformed(detail: str) -> S3Error:
-    return s3_error("InvalidRequest", f"The aws-chunked payload is malformed: {detail}.")
+    """AWS speaks of the end of the body whatever is wrong with the framing; the detail is ours."""
+    return s3_error(
+        "IncompleteBody", "The request body terminated unexpectedly", Detail=f"aws-chunked: {detail}"
+    )
 
 
 def _bad_trailer(detail: str) -> S3Error:
-    return s3_error("MalformedTrailerError", f"The trailers of the request are malformed: {detail}.")
+    return s3_error("MalformedTrailerError", Detail=detail)

@@ -68,7 +68,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     ),
     "IncompleteBody": (
         400,
-        "You did not provide the number of bytes specified by the Content-Length HTTP header.",
+        "You did not provide the number of bytes specified by the Content-Length HTTP header",
     ),
     "IncorrectNumberOfFilesInPostRequest": (400, "POST requires exactly one file upload per request."),
     "InlineDataTooLarge": (400, "The inline data exceeds the maximum allowed size."),

@@ -286,6 +286,8 @@ _HARMLESS_BARE: Final = frozenset(key for o in OPERATION.values() for key in o.q
 def _wrong_subresource(key: str, method: str, depth: str) -> S3Error:
     pairs = _SUBRESOURCES[key]
     if (method, depth) in pairs:
+        if key == "attributes":
+            return missing_attributes()
         # The literal is right, so a required parameter is missing.
         return s3_error("InvalidArgument", f"A required query parameter is missing beside '{key}'.")
     if depth == "object" and ("GET", "bucket") in pairs:
@@ -302,6 +304,13 @@ def _wrong_subresource(key: str, method: str, depth: str) -> S3Error:
             resource_type=_resource_type(key),
         )
     return s3_error("NotImplemented", header=key)
+
+
+def missing_attributes() -> S3Error:
+    return s3_error(
+        "InvalidRequest",
+        "The x-amz-object-attributes header specifying the attributes to be retrieved is either missing or empty",
+    )
 
 
 def _resource_type(key: str) -> str:

@@ -380,17 +380,8 @@ def _payload_plan(head: RequestHead, declared: str, claim: Claim | None, key: by
     if claim is None and kind != "streaming-unsigned-trailer":
         raise s3_error("InvalidRequest", f"{declared} needs a signed request.")
     decoded = head.headers.get("x-amz-decoded-content-length")
-    if decoded is None:
-        raise s3_error(
-            "MissingContentLength", "You must provide the x-amz-decoded-content-length HTTP header."
-        )
-    if not (decoded.isascii() and decoded.isdigit() and len(decoded) <= 18):
-        raise s3_error(
-            "InvalidArgument",
-            "x-amz-decoded-content-length must be a number of bytes.",
-            ArgumentName="x-amz-decoded-content-length",
-            ArgumentValue=decoded,
-        )
+    if decoded is None or not (decoded.isascii() and decoded.isdigit() and len(decoded) <= 18):
+        raise s3_error("MissingContentLength", Detail="x-amz-decoded-content-length is no number of bytes")
     return PayloadPlan(
         kind,
         decoded_length=int(decoded),

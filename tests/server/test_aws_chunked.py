@@ -195,10 +195,10 @@ def test_an_empty_payload_is_accepted() -> None:
 )
 def test_a_bad_chunk_size_is_refused(size: str) -> None:
     plan = plan_of("streaming-unsigned-trailer", 5)
-    assert refusal(plan, size.encode() + b"\r\nabcde\r\n0\r\n\r\n").code == "InvalidRequest"
+    assert refusal(plan, size.encode() + b"\r\nabcde\r\n0\r\n\r\n").code == "IncompleteBody"
     signature = b";chunk-signature=" + b"0" * 64
     plan = plan_of("streaming-signed", 5)
-    assert refusal(plan, size.encode() + signature + b"\r\nabcde\r\n").code == "InvalidRequest"
+    assert refusal(plan, size.encode() + signature + b"\r\nabcde\r\n").code == "IncompleteBody"
 
 
 @pytest.mark.parametrize(
@@ -213,11 +213,11 @@ def test_a_bad_chunk_size_is_refused(size: str) -> None:
     ],
 )
 def test_a_line_out_of_place_is_refused(body: bytes) -> None:
-    assert refusal(plan_of("streaming-unsigned-trailer", 5), body).code == "InvalidRequest"
+    assert refusal(plan_of("streaming-unsigned-trailer", 5), body).code == "IncompleteBody"
 
 
 def test_a_signed_payload_needs_its_chunk_signatures() -> None:
-    assert refusal(plan_of("streaming-signed", 5), b"5\r\nabcde\r\n0\r\n\r\n").code == "InvalidRequest"
+    assert refusal(plan_of("streaming-signed", 5), b"5\r\nabcde\r\n0\r\n\r\n").code == "IncompleteBody"
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_only_the_last_signed_chunk_may_be_small() -> None:
 )
 def test_trailers_other_than_the_declared_ones_are_refused(lines: tuple[str, ...]) -> None:
     error = refusal(plan_of("streaming-unsigned-trailer", 5, CRC), unsigned_body([b"abcde"], *lines))
-    assert error.code in ("MalformedTrailerError", "InvalidRequest")
+    assert error.code in ("MalformedTrailerError", "IncompleteBody")
     assert error.status == 400
 
 
@@ -354,7 +354,7 @@ def test_nothing_may_follow_the_trailer_signature() -> None:
 
 def test_a_payload_without_trailers_may_not_bring_any() -> None:
     body = signed_body([b"abcde"])[:-2] + b"x-amz-checksum-crc32:AAAA\r\n\r\n"
-    assert refusal(plan_of("streaming-signed", 5), body).code == "InvalidRequest"
+    assert refusal(plan_of("streaming-signed", 5), body).code == "IncompleteBody"
 
 
 CRC32 = "x-amz-checksum-crc32"

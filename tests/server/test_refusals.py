@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -190,6 +191,100 @@ def test_a_cors_rule_names_headers_that_can_be(server: LiveServer, s3: Any, elem
         "InvalidRequest",
         f'{element} "a/b" contains invalid character.',
     )
+
+
+# --- uploads in parts -----------------------------------------------------------------------------------------
+
+
+def begun(s3: Any, **checksum: str) -> tuple[str, str]:
+    """An upload with one part, which has a CRC32 if the upload has: its id and the ETag of the part."""
+    upload_id = s3.create_multipart_upload(Bucket="bkt", Key="k", **checksum)["UploadId"]
+    part = s3.upload_part(
+        Bucket="bkt", Key="k", UploadId=upload_id, PartNumber=1, Body=b"text",
+        **({"ChecksumCRC32": CRC32_OF_TEXT} if checksum else {}),
+    )  # fmt: skip
+    return upload_id, part["ETag"]
+
+
+CRC32_OF_TEXT = "O4unxw=="
+SHA1 = "Kq5sNclPz7QV2+lfQIuc6R7oRu0="
+
+
+@pytest.mark.parametrize(
+    ("number", "checksums", "headers", "code", "message"),
+    [
+        (1, {"CRC32": "none"}, {}, "InvalidArgument", "Invalid Base64 or multiple checksums present in request"),
+        (
+            1, {"CRC32": CRC32_OF_TEXT, "SHA1": SHA1}, {},
+            "InvalidArgument", "Invalid Base64 or multiple checksums present in request",
+        ),
+        (1, {"SHA1": SHA1}, {}, "BadDigest", "The sha1 you specified for part 1 did not match what we received."),
+        (-4, {}, {}, "InvalidArgument", "PartNumber must be >= 1"),
+        (
+            1, {}, {"x-amz-mp-object-size": "-1"},
+            "InvalidRequest", "Value for x-amz-mp-object-size header is less than zero: '-1'",
+        ),
+        (
+            1, {}, {"x-amz-checksum-crc32": CRC32_OF_TEXT, "x-amz-checksum-sha1": SHA1},
+            "InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
+        ),
+    ],
+)  # fmt: skip
+def test_a_completion_that_cannot_be_meant_is_refused(
+    server: LiveServer,
+    s3: Any,
+    number: int,
+    checksums: dict[str, str],
+    headers: dict[str, str],
+    code: str,
+    message: str,
+) -> None:
+    upload_id, etag = begun(s3, ChecksumAlgorithm="CRC32")
+    said = "".join(f"<Checksum{name}>{value}</Checksum{name}>" for name, value in checksums.items())
+    part = f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag>{said}</Part>"
+    document = f"<CompleteMultipartUpload>{part}</CompleteMultipartUpload>".encode()
+    refused = server.request("POST", f"/bkt/k?uploadId={upload_id}", document, headers)
+    assert (refused.status, refused.code, refused.field("Message")) == (400, code, message)
+
+
+def test_a_part_of_a_composite_checksum_brings_its_own(server: LiveServer, s3: Any) -> None:
+    def put(upload_id: str) -> Answer:
+        return server.request("PUT", f"/bkt/k?uploadId={upload_id}&partNumber=2", b"text")
+
+    composite, _ = begun(s3, ChecksumAlgorithm="CRC32", ChecksumType="COMPOSITE")
+    whole, _ = begun(s3, ChecksumAlgorithm="CRC32", ChecksumType="FULL_OBJECT")
+    assert put(composite).field("Message") == (
+        "Checksum Type mismatch occurred, expected checksum Type: crc32, actual checksum Type: null"
+    )
+    assert put(whole).status == 200
+
+
+def test_every_one_of_several_completions_at_once_gets_the_same_answer(server: LiveServer, s3: Any) -> None:
+    for _ in range(20):
+        upload_id, etag = begun(s3)
+        parts = {"Parts": [{"PartNumber": 1, "ETag": etag}]}
+        with ThreadPoolExecutor(5) as pool:
+            answers = [
+                pool.submit(
+                    s3.complete_multipart_upload,
+                    Bucket="bkt",
+                    Key="k",
+                    UploadId=upload_id,
+                    MultipartUpload=parts,
+                )
+                for _ in range(5)
+            ]
+        assert len({answer.result()["ETag"] for answer in answers}) == 1
+
+
+def test_attributes_need_their_header(server: LiveServer, s3: Any) -> None:
+    s3.put_object(Bucket="bkt", Key="k")
+    for headers in ({}, {"x-amz-object-attributes": ""}):
+        refused = server.request("GET", "/bkt/k?attributes", headers=headers)
+        assert (refused.code, "is either missing or empty" in refused.field("Message")) == (
+            "InvalidRequest",
+            True,
+        )
 
 
 # --- object lock ----------------------------------------------------------------------------------------------
