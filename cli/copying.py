@@ -28,6 +28,7 @@ from cordwood.cli.uri import S3Uri, is_s3, parse_uri
 
 if TYPE_CHECKING:
     from cordwood.cli.client import Client
+    from cordwood.cli.progress import Report
     from cordwood.cli.s3 import S3
 
 _STDIO = "-"
@@ -81,7 +82,12 @@ def cp(source: str, destination: str, **options: Any) -> int:
 @_copy_options
 @client_command
 def mv(source: str, destination: str, **options: Any) -> int:
-    """Copy SOURCE to DESTINATION, verify, and then delete SOURCE."""
+    """Copy SOURCE to DESTINATION, verify, and then delete SOURCE.
+
+    Within one bucket of a Cordwood server nothing is copied: objects are renamed, and with --recursive all that lies
+    below SOURCE in one step, with all versions, when nothing lies below DESTINATION. Options for new objects ask for
+    copies.
+    """
     if _STDIO in (source, destination):
         raise UsageError("standard input and output cannot be moved; use `cordwood cp`")
     return _transfer("move", source, destination, **options)
@@ -123,8 +129,12 @@ def _transfer(
         problems += 1
         report.failed("", message)
 
-    options = Options(jobs=jobs, headers=headers, deletes_source=verb == "move")
+    is_move = verb == "move"
+    renames = is_move and not headers and _has_rename(s3, from_, to)
+    options = Options(jobs=jobs, headers=headers, deletes_source=is_move, renames=renames)
     with report:
+        if renames and recursive and not dry_run and _rename_folder(s3, from_, to, report):
+            return 0
         with Transfers(s3, options, report) as transfers:
             if source == _STDIO:
                 assert isinstance(to, S3Uri)
@@ -277,6 +287,34 @@ def _as_key(relative: str) -> str:
     except UnicodeEncodeError:
         raise CliError(f"{relative!r} is not valid UTF-8 and cannot be a key; rename the file") from None
     return relative
+
+
+def _has_rename(s3: S3, source: Path | S3Uri, to: Path | S3Uri) -> bool:
+    """Within one bucket, and asked of the server itself: see `S3.rename`."""
+    if not isinstance(source, S3Uri) or not isinstance(to, S3Uri) or source.bucket != to.bucket:
+        return False
+    from cordwood.cli.client import ServiceError
+
+    try:
+        return s3.head_bucket(source.bucket).get("server") == "Cordwood"
+    except ServiceError:
+        return False
+
+
+def _rename_folder(s3: S3, source: Path | S3Uri, to: Path | S3Uri, report: Report) -> bool:
+    """All that lies below `source` in one step. False where the server says that it cannot be: then one by one."""
+    assert isinstance(source, S3Uri) and isinstance(to, S3Uri)
+    source, to = source.as_folder(), to.as_folder()
+    if not source.key or not to.key:
+        return False  # the bucket itself has no name to be given
+    from cordwood.cli.client import ServiceError
+
+    try:
+        s3.rename(source, to)
+    except ServiceError:
+        return False
+    report.renamed(source, to)
+    return True
 
 
 def _from_s3_one(s3: S3, source: S3Uri, to: Path | S3Uri, *, into: bool) -> Iterator[Job]:

@@ -29,6 +29,8 @@ class Done:
     etag: str
     verified: str
     """What proves it: a checksum's name, "md5", "etag", "size", or only the endpoint's "answer"."""
+    is_renamed: bool = False
+    """The source is gone already."""
 
 
 class Listener(Protocol):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cordwood.cli.jobs import Done, Job
 from cordwood.cli.output import human_size, print_json, printable, warn
+from cordwood.cli.uri import S3Uri
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -84,6 +85,16 @@ class Report:
                 )
             elif self._is_verbose:
                 self._print(f"{self._verb}: {done.job.source} -> {done.job.to}")
+
+    def renamed(self, source: S3Uri, to: S3Uri) -> None:
+        """A whole folder, in one step: nobody has counted what lies below it."""
+        self._is_many = False
+        if self._as_json:
+            print_json({self._verb: str(source), "to": str(to), "all_below": True})
+        elif not self._is_quiet:
+            print(
+                f"{self._verb}: all below {printable(str(source))} -> {printable(str(to))}", file=sys.stderr
+            )
 
     def failed(self, what: str, error: str) -> None:
         with self._lock:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import quote, unquote_plus
+from uuid import uuid4
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
@@ -223,6 +224,14 @@ class S3:
             all_headers["x-amz-copy-source-if-match"] = f'"{if_match}"'
         reply = self.client.request("PUT", to.bucket, to.key, headers=all_headers)
         return _text(self._whole(reply, str(to)), "ETag").strip('"')
+
+    def rename(self, source: S3Uri, to: S3Uri, *, if_match: str = "") -> None:
+        """RenameObject within a bucket; of a whole folder when both keys end in `/`. Only for a server that is known to
+        have it: another one may take the request for an upload of nothing."""
+        headers = {"x-amz-rename-source": "/" + _copy_source(source), "x-amz-client-token": uuid4().hex}
+        if if_match:
+            headers["x-amz-rename-source-if-match"] = f'"{if_match}"'
+        self.client.request("PUT", to.bucket, to.key, query=[("renameObject", "")], headers=headers)
 
     # --- multipart ----------------------------------------------------------------------------------------
 

@@ -65,6 +65,7 @@ def stat_store(directory: Path, as_json: bool) -> None:
         ),
         ("directories", f"{figures.directories}"),
         ("multipart uploads", f"{figures.uploads} open, {figures.parts} parts"),
+        ("messages", f"{figures.messages} waiting for their targets"),
         (
             "chunks",
             f"{figures.chunks} ({human_size(figures.chunk_bytes)}), dedup ratio {figures.dedup_ratio:.2f}",

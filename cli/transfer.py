@@ -52,6 +52,8 @@ class Options:
     headers: Mapping[str, str] = field(default_factory=dict)
     """For new objects: content-type, x-amz-meta-*, ..."""
     deletes_source: bool = False
+    renames: bool = False
+    """Between two keys of one bucket, instead of a copy and a delete."""
     guesses_type: bool = True
 
 
@@ -105,6 +107,8 @@ class Transfers:
                 self._submit_parted(LargeDownload(self._s3, job, self._listener))
             else:
                 self._spawn(job, lambda: self._download(job))
+        elif self._options.renames and not _names_a_folder(job):
+            self._spawn(job, lambda: self._rename(job))
         elif job.size > COPY_LARGE_FROM:
             self._submit_parted(LargeCopy(self._s3, job, self._options.headers, self._listener))
         else:
@@ -190,7 +194,7 @@ class Transfers:
             self._fail(parted.job, error)
 
     def _succeed(self, done: Done) -> None:
-        if self._options.deletes_source:
+        if self._options.deletes_source and not done.is_renamed:
             self._delete_source(done)
         self._listener.done(done)
 
@@ -248,6 +252,12 @@ class Transfers:
         self._listener.advanced(job.size)
         return Done(job, etag, "etag" if etag == job.etag else "answer")
 
+    def _rename(self, job: Job) -> Done:
+        assert isinstance(job.source, S3Uri) and isinstance(job.to, S3Uri)
+        self._s3.rename(job.source, job.to, if_match=job.etag)
+        self._listener.advanced(job.size)
+        return Done(job, job.etag, "answer", is_renamed=True)
+
     def _download(self, job: Job) -> Done:
         assert isinstance(job.source, S3Uri) and isinstance(job.to, Path)
         temporary = TemporaryFile(job.to)
@@ -267,6 +277,12 @@ class Transfers:
             temporary.discard()
             raise
         return Done(job, headers.get("etag", "").strip('"'), verified)
+
+
+def _names_a_folder(job: Job) -> bool:
+    """A rename of this one object would be one of all that lies below it."""
+    assert isinstance(job.source, S3Uri) and isinstance(job.to, S3Uri)
+    return job.source.is_folder and job.to.is_folder
 
 
 class _Counter:

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from cordwood.engine import namespace, opening
+from cordwood.engine.announcing import OUTBOX
 from cordwood.engine.clock import milliseconds
 from cordwood.engine.core import read_manifest
 from cordwood.engine.errors import Corrupt, StoreNotFound
@@ -142,7 +143,8 @@ class VolumeFigures:
 @dataclass(slots=True)
 class StoreFigures:
     """The shape of a store. `object_bytes` is what clients stored in current and noncurrent versions; `live_bytes` what
-    of the volumes is needed for it; `referenced_bytes` / `chunk_bytes` is what deduplication saves."""
+    of the volumes is needed for it; `referenced_bytes` / `chunk_bytes` is what deduplication saves. `messages` wait in
+    the outbox, whose bucket and objects are not counted among the others."""
 
     buckets: int = 0
     objects: int = 0
@@ -151,6 +153,7 @@ class StoreFigures:
     directories: int = 0
     uploads: int = 0
     parts: int = 0
+    messages: int = 0
     object_bytes: int = 0
     chunks: int = 0
     chunk_bytes: int = 0
@@ -207,12 +210,15 @@ def _count_rows(index: Index) -> StoreFigures:
     figures = StoreFigures()
     info = index.info()
     figures.index_used_bytes = info["used_bytes"]
-    figures.buckets = info["buckets"]
     figures.directories = info["directories"]
     figures.uploads = info["uploads"]
     figures.parts = info["parts"]
     with index.read() as txn:
         for bucket in txn.buckets():
+            if bucket.head.name == OUTBOX:
+                figures.messages = sum(1 for _ in namespace.walk(txn, bucket.head.bucket))
+                continue
+            figures.buckets += 1
             for _, packed in namespace.walk(txn, bucket.head.bucket):
                 assert isinstance(packed, bytes)
                 _count_version(figures, ObjectRow.unpack(packed), is_current=True)

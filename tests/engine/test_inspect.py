@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cordwood.engine import Store, dump_volume, errors, measure_store
+from cordwood.engine import Outbox, Store, dump_volume, errors, measure_store
 from tests.engine.history import SIZES
 from tests.engine.support import flip, noise, records_of, volume_paths
 
@@ -59,4 +59,15 @@ def test_the_figures_of_a_store_are_those_of_what_was_put_in(path: Path) -> None
     assert figures.volume_bytes == sum(each.stat().st_size for each in volume_paths(path))
     assert 20_000 < figures.live_bytes < figures.volume_bytes
     assert [each.state for each in figures.volumes] == ["active"]
+    assert figures.messages == 0
     assert figures.index_bytes_per_object > 0
+
+
+def test_messages_that_wait_are_counted_apart_from_objects(path: Path) -> None:
+    before = measure_store(path, map_size=MAP)
+    with Store.open(path, **SIZES) as store:
+        told = Outbox(store).announcing(lambda _result, _clock: [("a", b"first"), ("b", b"second")])
+        told.put("bucket", "told", b"12345")
+    after = measure_store(path, map_size=MAP)
+    assert (after.messages, after.buckets, after.objects) == (2, before.buckets, before.objects + 1)
+    assert (after.object_bytes, after.directories) == (before.object_bytes + 5, before.directories)
