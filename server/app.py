@@ -323,7 +323,6 @@ class Application:
         """A browser's form: its signature stands in the body, before the file. The rest is a PutObject."""
         params: dict[str, Any] = {}
         try:
-            info = self._store.head_bucket(bucket)
             form = await receive_form(head, body)
             now_s = time.time()
             verified = authenticate_form(
@@ -334,6 +333,7 @@ class Application:
                 region=self._region,
                 now_s=now_s,
             )
+            info = self._store.head_bucket(bucket)
             form.check(bucket, now_s)
             entry = HANDLERS["PutObject"]
             put = form.as_put()

@@ -79,14 +79,20 @@ def _check(configuration: dict[str, Any]) -> None:
             argument_value=index["Suffix"],
         )
     if "ErrorDocument" in configuration and not configuration["ErrorDocument"]["Key"]:
-        raise malformed("an ErrorDocument has a Key")
+        raise s3_error(
+            "InvalidArgument",
+            "The ErrorDocument Key is not well formed",
+            argument_name="ErrorDocument",
+            argument_value="",
+        )
     if "RoutingRules" in configuration:
         rules = configuration["RoutingRules"]
         if not rules:
             raise malformed("RoutingRules hold at least one rule")
         if len(rules) > MAX_RULES:
             raise _invalid(
-                f"{len(rules)} routing rules provided, the number of routing rules is limited to {MAX_RULES}."
+                f"{len(rules)} routing rules provided, the number of routing rules in a website configuration is "
+                f"limited to {MAX_RULES}."
             )
         for rule in rules:
             _check_condition(rule.get("Condition"))

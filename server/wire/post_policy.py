@@ -25,6 +25,7 @@ from cordwood.server.wire.errors import S3Error, s3_error
 _EXEMPT: Final = frozenset(("x-amz-signature", "signature", "awsaccesskeyid", "policy", "file"))
 _EXEMPT_PREFIXES: Final = ("x-ignore-", "x-amz-checksum-")
 _MAX_BYTES: Final = 5 << 30
+_OPERATIONS: Final = frozenset(("eq", "starts-with", "content-length-range"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +76,41 @@ def _invalid(reason: str) -> S3Error:
 
 def parse_post_policy(text: str) -> PostPolicy:
     """The document of the base64 in the form's field `policy`."""
+    if not text:
+        raise _invalid("Expecting '{' but found End-of-Input")
     try:
-        document = json.loads(base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError, RecursionError):
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise _invalid("invalid Base64 encoding.") from None
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
         raise _invalid("Invalid JSON.") from None
     if not isinstance(document, dict):
         raise _invalid("Invalid JSON.")
+    unknown = document.keys() - {"expiration", "conditions"}
+    if unknown:
+        raise _invalid(f'Unexpected: "{min(unknown)[:100]}"')
     if "expiration" not in document:
         raise _invalid("Policy missing expiration.")
-    conditions = document.get("conditions")
-    if not isinstance(conditions, list) or not conditions:
+    conditions = document.get("conditions", [])
+    if not isinstance(conditions, list):
+        raise _invalid("Invalid 'conditions' value: must be a List.")
+    if not conditions:
         raise _invalid("Policy missing conditions.")
     found: list[tuple[str, str, str]] = []
     least, most = 0, _MAX_BYTES
     for condition in conditions:
         if isinstance(condition, dict):
             found += _equalities(condition)
-        elif not isinstance(condition, list) or len(condition) != 3 or not isinstance(condition[0], str):
-            raise _invalid("Invalid Condition.")
+        elif not isinstance(condition, list):
+            raise _invalid("Invalid condition test: must be a List or Object.")
+        elif not condition or not isinstance(condition[0], str):
+            raise _invalid("Invalid Condition: missing operation identifier.")
+        elif condition[0].lower() not in _OPERATIONS:
+            raise _invalid(f"Invalid Condition: unknown operation '{condition[0][:100]}'.")
+        elif len(condition) != 3:
+            raise _invalid(f"Invalid {condition[0]}: wrong number of arguments.")
         elif condition[0].lower() == "content-length-range":
             first, last = _length(condition[1]), _length(condition[2])
             least, most = max(least, first), min(most, last)
@@ -102,9 +120,11 @@ def parse_post_policy(text: str) -> PostPolicy:
 
 
 def _expiration(text: Any) -> float:
+    if not isinstance(text, str):
+        raise _invalid("Invalid JSON.")
     try:
         moment = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ" if "." in text else "%Y-%m-%dT%H:%M:%SZ")
-    except (TypeError, ValueError):
+    except ValueError:
         raise _invalid(f"Invalid 'expiration' value: '{str(text)[:100]}'") from None
     return moment.replace(tzinfo=UTC).timestamp()
 
@@ -122,10 +142,10 @@ def _equalities(condition: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def _comparison(condition: list[Any]) -> tuple[str, str, str]:
     operator, field, value = condition
-    if operator.lower() not in ("eq", "starts-with"):
-        raise _invalid(f"Invalid Condition: unknown operation '{operator[:100]}'.")
-    if not isinstance(field, str) or not isinstance(value, str) or not field.startswith("$"):
-        raise _invalid("Invalid Condition.")
+    if not isinstance(field, str) or not isinstance(value, str):
+        raise _invalid("Invalid JSON.")
+    if not field.startswith("$"):
+        raise _refused(f'Policy Condition failed: ["{operator}", "{field}", "{value}"]')
     return operator.lower(), field[1:].lower(), value
 
 

@@ -125,33 +125,68 @@ def test_names_of_files_lose_their_path_and_their_escapes() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "message"),
     [
-        {"expiration": None},
-        {"expiration": "tomorrow"},
-        {"expiration": 7},
-        {"conditions": None},
-        {"conditions": {}},
-        {"conditions": []},
-        {"conditions": [{}]},
-        {"conditions": [{"a": "b", "c": "d"}]},
-        {"conditions": [{"acl": 1}]},
-        {"conditions": [["eq", "key", "x"]]},
-        {"conditions": [["ends-with", "$key", "x"]]},
-        {"conditions": [["content-length-range", 0]]},
-        {"conditions": [["content-length-range", -1, 5]]},
-        {"conditions": ["key"]},
+        ({"expiration": None}, "Policy missing expiration."),
+        ({"expiration": "tomorrow"}, "Invalid 'expiration' value: 'tomorrow'"),
+        ({"expiration": 7}, "Invalid JSON."),
+        ({"more": 7}, 'Unexpected: "more"'),
+        ({"conditions": None}, "Policy missing conditions."),
+        ({"conditions": {}}, "Invalid 'conditions' value: must be a List."),
+        ({"conditions": []}, "Policy missing conditions."),
+        ({"conditions": [{}]}, "Simple-Conditions must have exactly one property specified."),
+        (
+            {"conditions": [{"a": "b", "c": "d"}]},
+            "Simple-Conditions must have exactly one property specified.",
+        ),
+        ({"conditions": [{"acl": 1}]}, "value must be a string."),
+        ({"conditions": [[]]}, "Invalid Condition: missing operation identifier."),
+        ({"conditions": [["ends-with", "$key", "x"]]}, "unknown operation 'ends-with'."),
+        ({"conditions": [["eq", "$key", "x", "y"]]}, "Invalid eq: wrong number of arguments."),
+        ({"conditions": [["eq", "$key", 7]]}, "Invalid JSON."),
+        (
+            {"conditions": [["content-length-range", 0]]},
+            "Invalid content-length-range: wrong number of arguments.",
+        ),
+        (
+            {"conditions": [["content-length-range", -1, 5]]},
+            "Invalid content-length-range: not a whole number.",
+        ),
+        ({"conditions": ["key"]}, "Invalid condition test: must be a List or Object."),
     ],
 )
-def test_a_policy_that_cannot_be_read_is_invalid(changes: dict[str, Any]) -> None:
-    with pytest.raises(S3Error, match="InvalidPolicyDocument"):
+def test_a_policy_that_cannot_be_read_is_invalid_and_says_why(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(S3Error, match="InvalidPolicyDocument") as refused:
         parse_post_policy(policy_text(**changes))
+    assert refused.value.message.startswith("Invalid Policy: ")
+    assert refused.value.message.endswith(message)
 
 
-def test_a_policy_that_is_no_base64_or_no_json_is_invalid() -> None:
-    for text in ("%%%", base64.b64encode(b"{").decode(), base64.b64encode(b"[]").decode()):
-        with pytest.raises(S3Error, match="InvalidPolicyDocument"):
-            parse_post_policy(text)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Expecting '{' but found End-of-Input"),
+        ("%%%", "invalid Base64 encoding."),
+        (base64.b64encode(b"{").decode(), "Invalid JSON."),
+        (base64.b64encode(b"[]").decode(), "Invalid JSON."),
+    ],
+)
+def test_a_policy_that_is_no_base64_or_no_json_is_invalid(text: str, message: str) -> None:
+    with pytest.raises(S3Error, match="InvalidPolicyDocument") as refused:
+        parse_post_policy(text)
+    assert refused.value.message == f"Invalid Policy: {message}"
+
+
+def test_a_condition_on_a_field_without_its_sign_never_holds() -> None:
+    with pytest.raises(S3Error, match="AccessDenied"):
+        parse_post_policy(policy_text(["eq", "key", "x"]))
+
+
+def test_the_signature_of_a_form_is_looked_at_before_its_bucket(server: LiveServer, s3: Any) -> None:
+    made = server.client(signature_version="s3v4").generate_presigned_post("absent", "a")
+    assert post(server, encode(made["fields"]), "absent").code == "NoSuchBucket"
+    made["fields"]["x-amz-signature"] = "0" * 64
+    assert post(server, encode(made["fields"]), "absent").code == "SignatureDoesNotMatch"
 
 
 # --- the whole way -------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def test_a_configuration_that_cannot_be_carried_out_is_refused(
 def test_an_error_document_has_a_name(s3: Any, server: LiveServer) -> None:
     inner = "<IndexDocument><Suffix>i</Suffix></IndexDocument><ErrorDocument><Key></Key></ErrorDocument>"
     body = f"<WebsiteConfiguration>{inner}</WebsiteConfiguration>".encode()
-    assert server.request("PUT", "/bkt?website", body).code == "MalformedXML"
+    assert server.request("PUT", "/bkt?website", body).code == "InvalidArgument"
 
 
 # --- pages --------------------------------------------------------------------------------------------------------
