@@ -10,18 +10,24 @@ Invariants:
 
 from __future__ import annotations
 
+import os
 from typing import Final
+
+import trio
 
 LARGE_BYTES: Final = (
     1 << 20
 )  # an engine's chunk by default: a body of plain bytes then goes to the disk from here
 SMALL_BYTES: Final = 64 << 10
+_MAKING: Final = 4
 
 
 class Buffers:
     """One per worker process."""
 
     def __init__(self, limit: int = 32) -> None:
+        self.making = trio.CapacityLimiter(max(_MAKING, os.cpu_count() or 1))
+        """Held while a block is made that takes more memory than itself meanwhile."""
         self._limit = limit
         self._idle: list[bytearray] = []
         self._out = 0

@@ -270,21 +270,22 @@ def _add_what_was_asked_for(
 
 async def _stream(bridge: Bridge, buffers: Buffers, reader: ObjectReader) -> AsyncIterator[bytes]:
     """Blocks for a connection whose bytes must pass through us. While one is sent, a thread makes the next, unless
-    there is a crowd: then each holds one block."""
+    there is a crowd: then each holds one block, and few are made at a time."""
     blocks = iter(reader)
-    is_ahead = buffers.borrow()
+    if not buffers.borrow():
+        while True:
+            async with buffers.making:
+                block = await bridge.run(next, blocks, None)
+            if block is None:
+                return
+            yield block
+            del block  # or there would be two
     job = bridge.submit(next, blocks, None)
     try:
         while (block := await bridge.wait(job)) is not None:
-            if is_ahead:
-                job = bridge.submit(next, blocks, None)
-                yield block
-                del block
-            else:
-                yield block
-                del block  # or there would be two
-                job = bridge.submit(next, blocks, None)
+            job = bridge.submit(next, blocks, None)
+            yield block
+            del block
     finally:
         await bridge.join(job)
-        if is_ahead:
-            buffers.repay()
+        buffers.repay()
