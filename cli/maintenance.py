@@ -359,7 +359,7 @@ def dump(volume: Path, chunks: bool, as_json: bool) -> None:
 
 def _record_line(record: dict[str, Any]) -> str:
     front = f"{record['offset']:>12} {record['length']:>9} {record['type']:<10}"
-    if record["type"] == "DAMAGE":
+    if record["type"] in ("DAMAGE", "ROOM"):
         return f"{front} {record['why']}"
     if record["type"] == "SUPERBLOCK":
         return f"{front} volume {record['volume']} of store {record['store']}, node {record['node']}"

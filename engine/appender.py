@@ -6,6 +6,8 @@ Invariants:
 * All appends of a process go through one volume at a time, under one lock.
 * A volume is synced and sealed before the next one takes its first record, so nothing committed later can rest on
   bytes of the earlier volume that are not durable.
+* Zeros are laid ahead only of small batches that come one after another: room that nobody will use in such pieces is
+  written twice for nothing.
 * `watermarks` tells, under the lock of a batch, how far each volume of this process is written with that batch.
 """
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from cordwood.engine.clock import tick
 from cordwood.engine.errors import Closed, Full, ReadOnly
@@ -26,13 +28,19 @@ from cordwood.engine.format import (
 from cordwood.engine.fs import Buffer, FileSystem
 from cordwood.engine.health import Health
 from cordwood.engine.rows import VolumeRow, VolumeState
-from cordwood.engine.volume import ActiveVolume, NewRecord, Place, Volumes
+from cordwood.engine.volume import ROOM_MAX, ActiveVolume, NewRecord, Place, Volumes
 
 # Left free by writes that add data: deletes and the index still have room, and compaction has some to copy into. The
 # larger its volumes are the more a compaction needs; but of a small disk not much is taken.
 RESERVE_BYTES = 8 << 20
 _RESERVE_OF_VOLUME = 16
 _RESERVE_OF_DISK = 64
+
+# Of how much room is laid ahead at once, how little is not worth it, and from which size on a batch is none of those
+# that wait for the file system's journal longer than for their own bytes.
+_ROOM_OF_VOLUME = 16
+_ROOM_MIN_OF_MAX = 64
+_SMALL_BATCH_OF_ROOM = 4
 
 
 class Appender:
@@ -46,6 +54,7 @@ class Appender:
         claim: Callable[[], ActiveVolume | None],
         *,
         volume_size: int,
+        lays_room: bool,
     ) -> None:
         self._fs = fs
         self._volumes = volumes
@@ -54,6 +63,8 @@ class Appender:
         self._volume_size = volume_size
         of_disk = fs.total_bytes(volumes.directory) // _RESERVE_OF_DISK
         self._reserve = max(RESERVE_BYTES, min(volume_size // _RESERVE_OF_VOLUME, of_disk))
+        self._room = min(ROOM_MAX, volume_size // _ROOM_OF_VOLUME) if lays_room else 0
+        self._small_bytes = 0  # of the batches since something large was appended
         self._active: ActiveVolume | None = None
         self._sealed: list[ActiveVolume] = []
         self._is_closed = False
@@ -70,6 +81,7 @@ class Appender:
             self._health.check()
             self._check_room(length)
             volume = self._with_room(length)
+            self._small_bytes = 0
             place = volume.append([record])[0]
         with self._failing():
             volume.begin_sync()
@@ -87,7 +99,9 @@ class Appender:
         with self._lock, self._failing():
             if not frees:
                 self._check_room(size)
-            yield self._with_room(size)
+            active = self._with_room(size)
+            self._lay_room(active, size)
+            yield active
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
@@ -100,6 +114,24 @@ class Appender:
         except OSError as error:
             self._health.fail(f"{self._volumes.directory}: {error}")
             raise ReadOnly(f"{self._volumes.directory}: {error}; reopen the store to recover") from error
+
+    def _lay_room(self, active: ActiveVolume, size: int) -> None:
+        """Sees to zeros where a small batch will be written, as many as were written by such batches before."""
+        if size > self._room // _SMALL_BATCH_OF_ROOM:
+            self._small_bytes = 0
+            return
+        self._small_bytes += size
+        if active.room() >= size:
+            return
+        room = min(self._room, self._small_bytes, self._volume_size - active.tail)
+        if room < max(size, self._room // _ROOM_MIN_OF_MAX):
+            return
+        if self._fs.free_bytes(self._volumes.directory) < room + 2 * self._reserve:
+            return
+        try:
+            active.lay_room(room)
+        except Full:
+            self._room = 0  # a quota, which the free bytes of the disk do not tell
 
     def watermarks(self, end: int) -> dict[int, VolumeRow]:
         """State and end of every volume of ours that the index does not know in full, `end` being that of the active
@@ -128,6 +160,9 @@ class Appender:
 
     def close(self) -> None:
         with self._lock:
+            if self._active is not None and self._health.failure is None:
+                with suppress(OSError):  # what stays is cut by who claims the volume next
+                    self._active.give_up_room()
             for volume in [*self._sealed, *([self._active] if self._active else [])]:
                 volume.close()
             self._sealed = []

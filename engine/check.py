@@ -53,7 +53,7 @@ from cordwood.engine.probe import probe_index
 from cordwood.engine.rebuild import RebuildReport, rebuild_index
 from cordwood.engine.rows import VolumeRow, VolumeState
 from cordwood.engine.volume import Place, Record, VolumeFile, Volumes, volume_id_of, volume_name
-from cordwood.engine.walk import Damage, walk
+from cordwood.engine.walk import Damage, is_room, walk
 
 _log = logging.getLogger("cordwood.fsck")
 QUARANTINE_NAME = "quarantine"
@@ -545,6 +545,8 @@ class _VolumeCheck:
         """The decoded head of a good record; None for anything else."""
         where = self._file.where(item.offset if isinstance(item, Damage) else item.header.offset)
         if isinstance(item, Damage):
+            if self._live is None and not self._is_sealed and is_room(self._file, item):
+                return None  # where there is an index, it says that nothing is behind the last record
             self.is_damaged = True
             what = self._name(item)
             text = f"{item.why}; {item.end - item.offset} bytes" + (f": {what}" if what else "")

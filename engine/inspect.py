@@ -37,7 +37,7 @@ from cordwood.engine.fs import REAL, FileSystem
 from cordwood.engine.index import Index
 from cordwood.engine.rows import ChunkRow, ObjectRow, RowFlag, VolumeState, id_key
 from cordwood.engine.volume import Record, VolumeFile, Volumes
-from cordwood.engine.walk import Damage, walk
+from cordwood.engine.walk import Damage, is_room, walk
 
 _TYPE_NAMES = {int(type_): type_.name for type_ in RecordType}
 STATE_NAMES = {
@@ -74,8 +74,8 @@ def dump_volume(
     }
     for item in walk(file, SUPERBLOCK_SIZE, file.size(), bodies=True):
         if isinstance(item, Damage):
-            length = item.end - item.offset
-            yield {"type": "DAMAGE", "offset": item.offset, "length": length, "why": item.why}
+            type_, why = ("ROOM", "zeros laid ahead") if is_room(file, item) else ("DAMAGE", item.why)
+            yield {"type": type_, "offset": item.offset, "length": item.end - item.offset, "why": why}
         else:
             yield _shown(file, item, chunks=chunks)
 

@@ -313,7 +313,14 @@ def _open_core(
                 fs.close(mark)
             raise
     health = Health()
-    appender = Appender(fs, volumes, health, recovery.claim, volume_size=options.volume_size)
+    appender = Appender(
+        fs,
+        volumes,
+        health,
+        recovery.claim,
+        volume_size=options.volume_size,
+        lays_room=options.strict,
+    )
     committer = Committer(
         index,
         appender,

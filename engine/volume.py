@@ -4,6 +4,7 @@ Must not know: LMDB, what heads mean, who decides what is written.
 
 Invariants:
 * Bytes below `durable` are synced. Bytes at and past `tail` do not exist: a failed append is cut off before the next.
+  The file may go on behind `tail` with zeros (`lay_room`), which recovery takes for an append that never began.
 * Transactions are written whole by one call, so records of two transactions never mix.
 * Records other than chunks stand in clock order within a volume; replay merges volumes by that.
 * A volume file has one writer at a time: whoever holds its flock.
@@ -49,6 +50,7 @@ _SMALL_WINDOW = 8 << 10
 _LARGE_BODY = 64 << 10
 HEAD_WINDOW = 1024  # most heads end within it
 _BEGIN_SYNC_SIZE = 8 << 20
+ROOM_MAX = 1 << 20  # more zeros than these behind the last record are no room
 _OPEN_VOLUMES_MAX = 512
 _JOINED_MAX = 4 << 20
 _JOINED_FROM = 8  # the three pieces of a chunk are not worth a copy of a MiB
@@ -282,6 +284,7 @@ class ActiveVolume:
         self.tail = tail
         self.durable = tail
         self._begun = tail
+        self._end = tail  # of the file: what lies between it and `tail` are zeros
         self.lock = threading.RLock()
         self._syncing = threading.Lock()
         self._sync_failure: str | None = None
@@ -318,12 +321,37 @@ class ActiveVolume:
             except BaseException as error:
                 self._cut_failed_append(error)
             self.tail = position
+            self._end = max(self._end, position)
             return places
+
+    def room(self) -> int:
+        """Bytes of laid zeros behind the tail."""
+        return self._end - self.tail
+
+    def lay_room(self, size: int) -> None:
+        """Writes zeros behind the tail, `size` bytes in all. What is appended there changes neither the file's size nor
+        its extents, so a sync of it need not wait for the file system's journal. `Full` and `ReadOnly` as of an append.
+        """
+        with self.lock:
+            end = self.tail + size
+            try:
+                self._fs.write_all(self._fd, [bytes(end - self._end)], self._end)
+            except BaseException as error:
+                self._cut_failed_append(error)
+            self._end = end
+
+    def give_up_room(self) -> None:
+        """The file ends at the tail again."""
+        with self.lock:
+            if self._end > self.tail:
+                self._fs.truncate(self._fd, self.tail)
+                self._end = self.tail
 
     def _cut_failed_append(self, error: BaseException) -> None:
         """Removes what was written, durably: parts of it may be whole records, which a recovery would believe."""
         try:
             self._fs.truncate(self._fd, self.tail)
+            self._end = self.tail
         except OSError as second:
             raise ReadOnly(
                 f"volume {self.id}: append failed ({error}) and could not be cut off ({second})"
@@ -372,7 +400,8 @@ class ActiveVolume:
 
     def seal(self, clock: int) -> None:
         """Appends the SEAL record and syncs: the volume will not change any more. What it seals is synced before, so
-        that a rebuild may believe all that stands before a SEAL without reading it."""
+        that a rebuild may believe all that stands before a SEAL without reading it; and nothing stands behind it."""
+        self.give_up_room()
         self.sync()
         self.append([NewRecord(RecordType.SEAL, Flag(0), clock, encode_head(SealHead(self.tail)), b"")])
         self.sync()

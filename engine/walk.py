@@ -15,7 +15,7 @@ from typing import NamedTuple
 from crc32c import crc32c
 
 from cordwood.engine.format import ALIGNMENT, HEADER_SIZE, Header, parse_header
-from cordwood.engine.volume import Record, VolumeFile
+from cordwood.engine.volume import ROOM_MAX, Record, VolumeFile
 
 _WINDOW = 1 << 20
 _SMALL_WINDOW = 8 << 10
@@ -30,6 +30,13 @@ class Damage(NamedTuple):
     why: str
     header: Header | None = None
     head: bytes | None = None
+
+
+def is_room(file: VolumeFile, item: Damage) -> bool:
+    """Whether this is no damage but room: zeros at the end that a writer laid ahead, and left when it died."""
+    if item.end - item.offset > ROOM_MAX or item.end != file.size():
+        return False
+    return not any(file.read_up_to(item.offset, item.end - item.offset))
 
 
 class _Window:

@@ -28,6 +28,7 @@ SUITE = [
     *(f"tests/engine/test_{name}.py" for name in ("damage", "compactor", "check", "scrub", "attributes")),
     "tests/engine/test_encryption.py",
     "tests/engine/test_forged.py",
+    "tests/engine/test_room.py",
 ]
 TIMEOUT_S = 1200
 
@@ -148,6 +149,12 @@ MUTANTS = (
         'encode_head(SealHead(self.tail)), b"")])\n',
     ),
     Mutant(
+        "a sealed volume keeps its room",
+        "volume.py",
+        "        self.give_up_room()\n        self.sync()\n",
+        "        self.sync()\n",
+    ),
+    Mutant(
         "a rebuild believes records whose bodies are torn",
         "rescan.py",
         "        self.end = self._verified_end(end)\n",
@@ -168,8 +175,8 @@ MUTANTS = (
     Mutant(
         "a failed append is not cut off",
         "volume.py",
-        "            self._fs.truncate(self._fd, self.tail)\n",
-        "            pass\n",
+        "        try:\n            self._fs.truncate(self._fd, self.tail)\n",
+        "        try:\n",
     ),
     Mutant(
         "a renamed directory keeps its old name",
