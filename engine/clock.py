@@ -5,7 +5,7 @@ One 64-bit number: 48 bits of Unix milliseconds above 16 bits of counter (Kulkar
 
 Must not know: where the last value is kept (the index does that) or what is being ordered.
 
-Invariant: `tick(last, now)` is greater than `last`, whatever the wall clock does.
+Invariant: `tick(last)` is greater than `last`, whatever the wall clock does.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ COUNTER_BITS = 16
 CLOCK_MAX = (1 << 63) - 1  # the top bit stays clear, so an id's first byte is never 0xFF (see namespace.py)
 
 
-def tick(last: int, now_ms: int | None = None) -> int:
+def tick(last: int) -> int:
     """The next clock value after `last`; follows the wall clock unless that stands still or runs backwards."""
-    if now_ms is None:
-        now_ms = time.time_ns() // 1_000_000
-    return max(last + 1, now_ms << COUNTER_BITS)
+    return max(last + 1, time.time_ns() // 1_000_000 << COUNTER_BITS)
 
 
 def milliseconds(clock: int) -> int:

@@ -246,9 +246,9 @@ class Committer:
         health: Health,
         *,
         sync: bool,
-        sync_others: Callable[[Txn, int], None] | None = None,
-        upkeep: Callable[[], object] | None = None,
-        upkeep_interval_s: float = 10.0,
+        sync_others: Callable[[Txn, int], None],
+        upkeep: Callable[[], object],
+        upkeep_interval_s: float,
     ) -> None:
         self._index = index
         self._upkeep = upkeep
@@ -309,8 +309,7 @@ class Committer:
             self._wake.acquire(timeout=max(0.0, due_s - time.monotonic()))
             if time.monotonic() >= due_s:
                 try:
-                    if self._upkeep is not None:
-                        self._upkeep()
+                    self._upkeep()
                 except OSError:
                     _log.exception("upkeep failed; it is tried again later")
                 due_s = time.monotonic() + self._upkeep_interval_s
@@ -395,8 +394,7 @@ class Committer:
         try:
             if self._sync:
                 active.sync()
-                if self._sync_others is not None:
-                    self._sync_others(txn, active.id)
+                self._sync_others(txn, active.id)
             self._index.commit(txn)
         except BaseException as error:
             txn.raw.abort()

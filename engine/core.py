@@ -15,7 +15,7 @@ from cordwood.engine.appender import Appender
 from cordwood.engine.chunks import Verified
 from cordwood.engine.commit import Commits, Committer
 from cordwood.engine.decoded import Decoded
-from cordwood.engine.errors import Corrupt, ReadOnly
+from cordwood.engine.errors import Corrupt
 from cordwood.engine.format import Manifest
 from cordwood.engine.fs import FileSystem
 from cordwood.engine.health import Health
@@ -50,8 +50,7 @@ class Core:
     def writing(self) -> tuple[Appender, Commits]:
         """What a writer needs; ReadOnly when the store takes no writes."""
         self.health.check()
-        if self.appender is None or self.committer is None:
-            raise ReadOnly("the store was opened read-only")
+        assert self.appender is not None and self.committer is not None  # or health had said why not
         if self.announce is not None:
             return self.appender, AnnouncingCommits(self.committer, self.announce)
         return self.appender, self.committer

@@ -317,8 +317,6 @@ class Recovery:
         """A volume with room, recovered and held for appending; None when a new one has to be made."""
         with self.alone():
             for volume, row in self._unsealed():
-                if row is not None and row.state == VolumeState.QUARANTINED:
-                    continue
                 tail = self._claim_tail(volume, row)
                 if tail is None:
                     continue
@@ -353,7 +351,7 @@ class Recovery:
         try:
             with self._index.read() as txn:  # again, now that nobody else appends to it
                 row = txn.volume(volume)
-            if row is not None and row.state not in (VolumeState.ACTIVE, VolumeState.QUARANTINED):
+            if row is not None and row.state != VolumeState.ACTIVE:
                 self._volumes.release(fd)  # sealed by another process meanwhile
                 return None
             start = max(row.watermark if row else 0, SUPERBLOCK_SIZE)
