@@ -223,7 +223,7 @@ def _parse(text: str | bytes, statement: Callable[[Any], Statement]) -> Policy:
         raise PolicyError(f"Unknown field {sorted(unknown)[0][:100]}")
     version = document.get("Version", _VERSIONS[0])
     if version not in _VERSIONS:
-        raise PolicyError(f"The policy must contain a valid version string, one of {', '.join(_VERSIONS)}")
+        raise PolicyError("The policy must contain a valid version string")
     if not isinstance(document.get("Id", ""), str):
         raise PolicyError("Policy has an invalid Id")
     listed = document.get("Statement")

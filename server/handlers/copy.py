@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -81,7 +82,9 @@ def parse_source(text: str) -> Source:
     try:
         decoded = unquote_to_bytes(path).decode("utf-8")
     except UnicodeDecodeError:
-        raise _bad_source(text) from None
+        raise _bad_source(text, "Invalid copy source encoding") from None
+    if _BAD_ESCAPE.search(path):
+        raise _bad_source(text, "Invalid copy source encoding")
     bucket, _, key = decoded.removeprefix("/").partition("/")
     if not bucket or not key or bucket.startswith("arn:"):
         raise _bad_source(text)
@@ -96,10 +99,15 @@ def parse_source(text: str) -> Source:
     return Source(bucket, key, query if mark else None)
 
 
-def _bad_source(text: str) -> Exception:
+_BAD_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+def _bad_source(
+    text: str, message: str = "Copy Source must mention the source bucket and key: sourcebucket/sourcekey"
+) -> Exception:
     return s3_error(
         "InvalidArgument",
-        "Copy Source must mention the source bucket and key: sourcebucket/sourcekey",
+        message,
         argument_name="x-amz-copy-source",
         argument_value=text,
     )

@@ -33,6 +33,10 @@ _PARSE_ON_LOOP_BYTES: Final = 16 << 10
 DEFAULT_ALGORITHM: Final = "CRC64NVME"
 
 _HEADER_OF: Final = {algorithm: f"x-amz-checksum-{algorithm.lower()}" for algorithm in ALGORITHMS}
+_CHECKSUM: Final = "x-amz-checksum-"
+_CHECKSUM_HEADERS: Final = frozenset(
+    (*_HEADER_OF.values(), f"{_CHECKSUM}algorithm", f"{_CHECKSUM}type", f"{_CHECKSUM}mode")
+)
 _ALGORITHM_OF: Final = {header: algorithm for algorithm, header in _HEADER_OF.items()}
 
 
@@ -97,6 +101,10 @@ def integrity(request: Request) -> Integrity:
     named = request.params.get("ChecksumAlgorithm")
     algorithm = expected = None
     given = headers.keys() & _ALGORITHM_OF.keys()
+    if any(name.startswith(_CHECKSUM) and name not in _CHECKSUM_HEADERS for name in headers):
+        raise s3_error(
+            "InvalidRequest", "The algorithm type you specified in x-amz-checksum- header is invalid."
+        )
     if len(given) > 1:
         raise several_checksums()
     for name in given:

@@ -378,7 +378,11 @@ def _payload_plan(head: RequestHead, declared: str, claim: Claim | None, key: by
     # The signed hash alone says that the body is framed: minio-go, and so restic, leaves Content-Encoding out, as AWS
     # allows although its documents ask for it.
     if claim is None and kind != "streaming-unsigned-trailer":
-        raise s3_error("InvalidRequest", f"{declared} needs a signed request.")
+        raise s3_error(
+            "InvalidRequest",
+            "Anonymous requests don't support this x-amz-content-sha256 value. Please use UNSIGNED-PAYLOAD or "
+            "STREAMING-UNSIGNED-PAYLOAD-TRAILER.",
+        )
     decoded = head.headers.get("x-amz-decoded-content-length")
     if decoded is None or not (decoded.isascii() and decoded.isdigit() and len(decoded) <= 18):
         raise s3_error("MissingContentLength", Detail="x-amz-decoded-content-length is no number of bytes")

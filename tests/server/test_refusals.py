@@ -44,6 +44,18 @@ MODE = {"x-amz-object-lock-mode": "GOVERNANCE"}
         ),
         ({**MODE, **UNTIL}, "InvalidRequest", "Bucket is missing ObjectLockConfiguration", ""),
         ({"content-md5": "no md5"}, "InvalidDigest", "The Content-MD5 you specified was invalid.", ""),
+        (
+            {"x-amz-checksum-crc16": "AAA="},
+            "InvalidRequest", "The algorithm type you specified in x-amz-checksum- header is invalid.", "",
+        ),
+        (
+            {"x-amz-copy-source": "bkt/%zz"},
+            "InvalidArgument", "Invalid copy source encoding", "x-amz-copy-source",
+        ),
+        (
+            {"x-amz-copy-source": "bkt/%ff"},
+            "InvalidArgument", "Invalid copy source encoding", "x-amz-copy-source",
+        ),
         ({"x-amz-tagging": "=value"}, "InvalidArgument", None, "x-amz-tagging"),
         ({"x-amz-tagging": "key=%zz"}, "InvalidArgument", None, "x-amz-tagging"),
         ({"x-amz-tagging": "key=a%2"}, "InvalidArgument", None, "x-amz-tagging"),
