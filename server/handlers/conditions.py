@@ -96,7 +96,7 @@ def is_version_id(text: str) -> bool:
     return _VERSION_ID.fullmatch(text) is not None
 
 
-_RANGE = re.compile(r"bytes\s*=\s*([0-9]*)\s*-\s*([0-9]*)\s*\Z")
+_RANGE = re.compile(r"bytes=([0-9]*)-([0-9]*)\Z")
 
 
 def parse_range(text: str) -> tuple[int | None, int | None] | None:

@@ -208,15 +208,25 @@ def _open(request: Request, *, wait: bool = True) -> tuple[ObjectReader, bool]:
             argument_name="partNumber",
             argument_value=part_number,
         )
-    reader = store.get(
-        request.bucket,
-        request.key,
-        version_id=version,
-        conditions=conditions,
-        range=byte_range,
-        part_number=part_number,
-        wait=wait,
-    )
+
+    def opened(byte_range: tuple[int | None, int | None] | None) -> ObjectReader:
+        return store.get(
+            request.bucket,
+            request.key,
+            version_id=version,
+            conditions=conditions,
+            range=byte_range,
+            part_number=part_number,
+            wait=wait,
+        )
+
+    try:
+        reader = opened(byte_range)
+    except engine_errors.InvalidRange as error:
+        if error.size or byte_range is None or byte_range[0] is not None or not byte_range[1]:
+            raise
+        # The last bytes of an object without any are, for AWS, the whole of it.
+        reader = opened(None)
     return reader, (byte_range is not None or part_number is not None) and reader.length > 0
 
 

@@ -313,6 +313,8 @@ def test_an_object_above_five_gibibytes_is_refused_before_its_body(server: LiveS
         ("bytes=x-y", 200, 0, 9),
         ("lines=1-2", 200, 0, 9),
         ("bytes=-", 200, 0, 9),
+        ("bytes= -3", 200, 0, 9),
+        ("bytes=2 -5", 200, 0, 9),
         ("bytes=0-99999999999999999999999999", 206, 0, 9),
     ],
 )
@@ -339,6 +341,19 @@ def test_a_range_outside_the_object_is_416(server: LiveServer, store: Store, hea
     answer = server.request("GET", "/bkt/k", headers={"range": header})
     assert (answer.status, answer.code) == (416, "InvalidRange")
     assert answer.headers["content-range"] == "bytes */10"
+
+
+@pytest.mark.parametrize(
+    ("header", "status"), [("bytes=-1", 200), ("bytes=-0", 416), ("bytes=0-", 416), ("bytes=0-0", 416)]
+)
+def test_of_an_empty_object_only_its_last_bytes_can_be_had(
+    server: LiveServer, store: Store, header: str, status: int
+) -> None:
+    store.create_bucket("bkt")
+    store.put("bkt", "k", b"")
+    for method in ("GET", "HEAD"):
+        answer = server.request(method, "/bkt/k", headers={"range": header})
+        assert (answer.status, "content-range" in answer.headers) == (status, status == 416)
 
 
 def test_if_range_applies_the_range_only_to_the_same_object(server: LiveServer, store: Store) -> None:
