@@ -23,6 +23,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ from cordwood.engine.liveness import Life, describe, life_of
 from cordwood.engine.opening import Identity, Options
 from cordwood.engine.probe import probe_index
 from cordwood.engine.rebuild import RebuildReport, rebuild_index
+from cordwood.engine.recovery import refusals
 from cordwood.engine.rows import VolumeRow, VolumeState
 from cordwood.engine.volume import Place, Record, VolumeFile, Volumes, volume_id_of, volume_name
 from cordwood.engine.walk import Damage, is_room, walk
@@ -262,11 +264,17 @@ class _Checker:
 
     def _move_out(self, path: Path, problem: Problem) -> None:
         folder = self._directory / QUARANTINE_NAME
+        if self._fs.exists(folder) and not (self._fs.is_plain(folder) and self._fs.is_directory(folder)):
+            self.report.notes.append(f"{folder} is a link or no folder, so nothing is moved there; remove it")
+            return
         self._fs.make_directory(folder)
-        self._fs.rename(path, folder / path.name)
+        # What an earlier repair put there under this name is somebody's last copy, perhaps.
+        names = chain((path.name,), (f"{path.name}.{number}" for number in count(1)))
+        target = next(folder / name for name in names if not self._fs.exists(folder / name))
+        self._fs.rename(path, target)
         self._fs.sync_directory(folder)
         self._fs.sync_directory(path.parent)
-        self._fixed(problem, f"{path.name} was moved to {folder}")
+        self._fixed(problem, f"{path.name} was moved to {target}")
 
     # --- the index --------------------------------------------------------------------------------------------
 
@@ -312,6 +320,8 @@ class _Checker:
         try:
             rows = self._volume_rows(live)
             self._check_volumes(volumes, live, rows)
+            if live is not None and self._is_index_usable:
+                self._check_tails(live, volumes)
             if self._fs.exists(scratch):
                 self._fs.remove_tree(scratch)
             rebuilt = rebuild_index(
@@ -375,6 +385,11 @@ class _Checker:
                 self._damaged.add(volume)
                 text = f"is missing; {row.live_bytes} live bytes are lost with it"
                 self._found("missing", str(volumes.path(volume)), text)
+
+    def _check_tails(self, live: Index, volumes: Volumes) -> None:
+        """Whether the next opening would go through: not where the index lags behind what was committed."""
+        for where, why in refusals(live, volumes):
+            self._index_problems.append(self._found("index", where, why))
 
     def _unreadable(self, path: Path, why: str, *, is_known: bool) -> None:
         """A file that is called a volume and cannot be opened as one. Where the index never heard of it, it goes."""

@@ -62,7 +62,13 @@ class FileSystem:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
 
     def open_lock(self, path: Path) -> int:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        """Opens, or makes, an empty file that is there to be locked; a link in its place is not followed."""
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise OSError(errno.ELOOP, "a link stands where a lock belongs; remove it", str(path)) from None
 
     def close(self, fd: int) -> None:
         os.close(fd)
@@ -268,11 +274,15 @@ class FileSystem:
         self.unlink_if_there(temporary)
         fd = self.create(temporary, mode)
         try:
-            self.write_all(fd, [content], 0)
-            self.datasync(fd)
-        finally:
-            self.close(fd)
-        self.rename(temporary, path)
+            try:
+                self.write_all(fd, [content], 0)
+                self.datasync(fd)
+            finally:
+                self.close(fd)
+            self.rename(temporary, path)
+        except BaseException:
+            self.unlink_if_there(temporary)
+            raise
         self.sync_directory(path.parent)
 
 

@@ -274,6 +274,33 @@ def _refuse_to_cut_what_counts(txn: Txn, tail: Tail) -> None:
         )
 
 
+def refusals(index: Index, volumes: Volumes) -> Iterator[tuple[str, str]]:
+    """The volumes over which a recovery would refuse to go on, and why. Reads only; nobody may be writing."""
+    tails = []
+    with index.read() as txn:
+        for volume, row in _unsealed(txn, volumes):
+            try:
+                start = max(row.watermark if row else 0, SUPERBLOCK_SIZE)
+                tails.append(read_tail(volumes.get(volume), -1, start))
+            except (Corrupt, OSError):
+                continue  # it cannot be recovered, and is passed over
+        _not_overtaken(tails, txn.clock())
+        for tail in tails:
+            try:
+                _refuse_to_cut_what_counts(txn, tail)
+            except Corrupt as error:
+                yield str(tail.file.path), str(error).removeprefix(f"{tail.file.path}: ")
+
+
+def _unsealed(txn: Txn, volumes: Volumes) -> list[tuple[int, VolumeRow | None]]:
+    rows = txn.volumes()
+    return [
+        (volume, rows.get(volume))
+        for volume in volumes.ids()
+        if volume not in rows or rows[volume].state == VolumeState.ACTIVE
+    ]
+
+
 class Recovery:
     """Brings the volumes that no living process owns up to date, and claims one of them for appending."""
 
@@ -333,12 +360,7 @@ class Recovery:
 
     def _unsealed(self) -> list[tuple[int, VolumeRow | None]]:
         with self._index.read() as txn:
-            rows = txn.volumes()
-        return [
-            (volume, rows.get(volume))
-            for volume in self._volumes.ids()
-            if volume not in rows or rows[volume].state == VolumeState.ACTIVE
-        ]
+            return _unsealed(txn, self._volumes)
 
     def _claim_tail(self, volume: int, row: VolumeRow | None) -> Tail | None:
         try:

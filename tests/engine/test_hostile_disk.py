@@ -6,6 +6,7 @@ named, and `fsck --repair` or `rebuild` gets the store back.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -178,3 +179,76 @@ def test_a_superblock_that_names_an_impossible_volume_is_moved_out(closed: Path)
     report = check_store(closed, repair=True, map_size=MAP)
     assert "which no volume can be" in report.problems[0].text and not report.uncorrected
     assert not path.exists() and check_store(closed, map_size=MAP).is_clean
+
+
+@pytest.mark.parametrize("name", ["LOCK", "RECOVERY", "COMPACTION", "index/turn"])
+def test_a_link_in_the_place_of_a_lock_is_named_and_makes_no_file_elsewhere(
+    closed: Path, outside: Path, name: str
+) -> None:
+    (closed / name).unlink(missing_ok=True)
+    (closed / name).symlink_to(outside / "new")
+    with pytest.raises(OSError, match="a link stands where a lock belongs"):
+        compact(closed, map_size=MAP)
+    assert [each.name for each in outside.iterdir()] == ["precious"]
+    (closed / name).unlink()
+    with small(closed) as store:
+        assert store.get("wood", "d/7").read() == noise(9000)
+
+
+def plant_copy(path: Path, content: bytes) -> None:
+    (path / "volumes" / "0000000077.vol").write_bytes(content)
+
+
+def test_what_is_quarantined_never_takes_the_place_of_what_was_before(closed: Path) -> None:
+    content = first_volume(closed).read_bytes()
+    for number in range(3):
+        plant_copy(closed, content + bytes([number]))
+        assert not check_store(closed, repair=True, map_size=MAP).uncorrected
+    found = {each.name: each.read_bytes()[-1] for each in (closed / "quarantine").iterdir()}
+    assert found == {"0000000077.vol": 0, "0000000077.vol.1": 1, "0000000077.vol.2": 2}
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_nothing_is_moved_into_a_quarantine_that_is_none(closed: Path, outside: Path, kind: str) -> None:
+    if kind == "link":
+        (closed / "quarantine").symlink_to(outside)
+    else:
+        (closed / "quarantine").write_bytes(b"")
+    plant_copy(closed, first_volume(closed).read_bytes())
+    report = check_store(closed, repair=True, map_size=MAP)
+    assert report.uncorrected == 1 and any("nothing is moved there" in note for note in report.notes)
+    assert [each.name for each in outside.iterdir()] == ["precious"]
+    (closed / "quarantine").unlink()
+    assert not check_store(closed, repair=True, map_size=MAP).uncorrected
+    assert check_store(closed, data=True, map_size=MAP).is_clean
+
+
+def test_notes_of_a_scrub_that_cannot_be_put_in_place_leave_nothing_behind(closed: Path) -> None:
+    (closed / "SCRUB").mkdir()
+    with Maintenance.open(closed, map_size=MAP) as store, pytest.raises(OSError, match="SCRUB"):
+        store.scrubber().run_cycle()
+    assert not [each.name for each in closed.iterdir() if each.name.startswith(".")]
+
+
+def test_a_volume_that_a_rebuild_could_not_open_is_missed_by_fsck_until_it_is_back_in_the_index(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rebuild by a user who may not read one of the files: it was left out, and fsck called the store clean."""
+    caplog.set_level(logging.CRITICAL)
+    with small(path, volume_size=1 << 16) as store:
+        store.create_bucket("wood")
+        for number in range(16):
+            store.put("wood", f"d/{number}", noise(9000, number))
+    aside = path / "0000000002.vol"
+    (path / "volumes" / aside.name).rename(aside)
+    rebuild(path, map_size=MAP)
+    aside.rename(path / "volumes" / aside.name)
+    with pytest.raises(errors.Corrupt, match="cordwood rebuild"):
+        small(path)
+    report = check_store(path, map_size=MAP)
+    assert any("were committed, but the index does not know so" in each.text for each in report.problems)
+    assert not check_store(path, repair=True, map_size=MAP).uncorrected
+    assert check_store(path, data=True, map_size=MAP).is_clean
+    with small(path) as store:
+        for number in range(16):
+            assert store.get("wood", f"d/{number}").read() == noise(9000, number)

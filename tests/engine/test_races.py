@@ -209,8 +209,7 @@ def test_a_volume_that_another_process_sealed_meanwhile_is_not_appended_to(
     before = volume_paths(path)[0].read_bytes()
     with small(path) as store:
         core = store._core
-        stale = Recovery._unsealed
-        rows = stale(Recovery(REAL, core.index, core.volumes, path / "RECOVERY", 1 << 20))
+        rows = Recovery(REAL, core.index, core.volumes, path / "RECOVERY", 1 << 20)._unsealed()
         assert [volume for volume, _ in rows] == [1]
         txn = core.index.begin()
         row = txn.volume(1)
