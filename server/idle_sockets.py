@@ -28,6 +28,9 @@ class IdleSockets:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._waiting: dict[int, tuple[trio.lowlevel.Task, Callable[[], bool]]] = {}
+        self._half_closed: set[int] = (
+            set()
+        )  # the kernel tells of an end only once, maybe together with what came before
         trio.lowlevel.spawn_system_task(self._run, name="cordwood idle sockets")
 
     def add(self, fd: int) -> None:
@@ -36,13 +39,14 @@ class IdleSockets:
     def remove(self, fd: int) -> None:
         """To be called before the socket is closed."""
         self._epoll.unregister(fd)
+        self._half_closed.discard(fd)
 
     async def wait(self, fd: int, look: Callable[[], bool]) -> None:
         """Until `look`, called now and whenever something has come, returns False.
 
         It must not raise, and has to read all that is there before it returns True: of the rest nobody would be told.
         """
-        if not look():
+        if not self._is_quiet(fd, look):
             return
         self._waiting[fd] = (trio.lowlevel.current_task(), look)
 
@@ -52,17 +56,26 @@ class IdleSockets:
 
         await trio.lowlevel.wait_task_rescheduled(abort)
 
+    def _is_quiet(self, fd: int, look: Callable[[], bool]) -> bool:
+        """Whether `look` has seen to all that has come, the end of the stream among it."""
+        while look():
+            if fd not in self._half_closed:
+                return True
+        return False
+
     async def _run(self) -> None:
         waiting = self._waiting
         try:
             while True:
                 await trio.lowlevel.wait_readable(self._epoll)
-                for fd, _ in self._epoll.poll(0):
+                for fd, events in self._epoll.poll(0):
+                    if events & select.EPOLLRDHUP:
+                        self._half_closed.add(fd)
                     entry = waiting.get(fd)
                     if entry is None:
                         continue  # its task looks by itself before it waits again
                     task, look = entry
-                    if not look():
+                    if not self._is_quiet(fd, look):
                         del waiting[fd]
                         trio.lowlevel.reschedule(task)
         finally:

@@ -114,3 +114,20 @@ async def test_an_idle_connection_ends_after_its_last_answer_at_once() -> None:
         served.stopping.set()
         with trio.fail_after(1):
             assert await other.is_closed()
+
+
+async def test_who_closes_its_half_with_the_last_request_gets_the_answer_and_the_end() -> None:
+    async with serving(echo, at_once=at_once) as served:
+        for before in (b"", NOW, NOW * 2, GET):
+            client = await served.connect()
+            if before:
+                await client.send(before)
+                for _ in range(before.count(GET[:4])):
+                    await client.reply()
+            # Without a turn of the loop in between, so that both come at once.
+            client.stream.socket.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_CORK, 1)
+            await client.send(NOW)
+            client.stream.socket.shutdown(trio.socket.SHUT_WR)
+            assert (await client.reply()).body == b"at once"
+            with trio.fail_after(0.8):
+                assert await client.is_closed()
