@@ -153,7 +153,6 @@ def _bad_value(member: str, wire_name: str, kind: str, text: str) -> S3Error:
 
 
 _MESSAGES: Final = {
-    "ACL": "",
     "EncodingType": "Invalid Encoding Method specified in Request",
     "MetadataDirective": "Unknown metadata directive.",
     "ObjectLockLegalHoldStatus": "Legal Hold must be either of 'ON' or 'OFF'",

@@ -17,7 +17,7 @@ MODE = {"x-amz-object-lock-mode": "GOVERNANCE"}
 @pytest.mark.parametrize(
     ("headers", "code", "message", "name"),
     [
-        ({"x-amz-acl": "mine"}, "InvalidArgument", "", "x-amz-acl"),
+        ({"x-amz-acl": "mine"}, "InvalidArgument", "The value of 'x-amz-acl' is not valid.", "x-amz-acl"),
         (
             {"x-amz-object-lock-legal-hold": "YES"},
             "InvalidArgument", "Legal Hold must be either of 'ON' or 'OFF'", "x-amz-object-lock-legal-hold",
