@@ -330,7 +330,7 @@ class _Checker:
                 volumes,
                 identity.store,
                 map_size=self._map_size,
-                limits=self._limits(volumes, rows),
+                limits=self._limits(volumes, rows) if live is not None and self._is_index_usable else {},
                 progress=lambda done, total: self._say("rebuild", done, total),
             )
             self._check_missing(rebuilt)
@@ -355,8 +355,6 @@ class _Checker:
 
     def _limits(self, volumes: Volumes, rows: dict[int, VolumeRow]) -> dict[int, int]:
         """Unsealed volumes count as far as the index knows them: what is behind is for the next recovery."""
-        if not rows:
-            return {}
         limits = {}
         self._unknown = set(volumes.ids()) - rows.keys()
         for volume in volumes.ids():

@@ -274,3 +274,34 @@ def test_a_format_file_of_a_later_version_is_refused_and_not_touched(path: Path)
     (path / "FORMAT").write_text(text.replace('"version": ', '"version": 9'))
     with pytest.raises(errors.UnsupportedFormat):
         check(path, repair=True)
+
+
+def test_a_first_commit_that_was_cut_off_is_no_damage(tmp_path: Path) -> None:
+    """The index has no row of any volume then, and is right all the same."""
+    with Store.open(tmp_path, **SIZES):
+        pass
+    shutil.copytree(tmp_path / "index", tmp_path / "before")
+    with Store.open(tmp_path, **SIZES) as store:
+        store.create_bucket("bucket")
+    shutil.rmtree(tmp_path / "index")
+    (tmp_path / "before").rename(tmp_path / "index")
+    report = check(tmp_path)
+    assert report.is_clean and any("settled when the store is opened" in note for note in report.notes)
+    with Store.open(tmp_path, **SIZES) as store:
+        assert [bucket.name for bucket in store.list_buckets()] == ["bucket"]
+    assert check(tmp_path).is_clean
+
+
+def test_an_index_from_the_day_the_store_was_made_is_brought_up_to_date(path: Path, tmp_path: Path) -> None:
+    """A restore of an old index beside the volumes of today."""
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    shutil.copy(path / "FORMAT", fresh)
+    (fresh / "volumes").mkdir()
+    with Store.open(fresh, **SIZES):
+        pass
+    shutil.rmtree(path / "index")
+    before = content(copy_store(path, tmp_path / "copy"))
+    shutil.copytree(fresh / "index", path / "index")
+    assert content(path) == before, "everything stands behind its watermarks, so recovery replays it"
+    assert check(path, data=True).is_clean
