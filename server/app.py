@@ -124,6 +124,7 @@ _OF_A_VERSION: Final = {
 _BESIDE: Final = {"GetObjectAttributes": "s3:GetObjectAttributes"}
 # Operations that name their objects in the body: the handler asks for each of them.
 _ASKED_FOR_EACH_KEY: Final = frozenset(("DeleteObjects",))
+_READING: Final = frozenset(("GET", "HEAD"))  # others would be looked at twice
 
 
 class Application:
@@ -196,7 +197,8 @@ class Application:
         Whatever is not as usual begins anew in `__call__`."""
         headers = head.headers
         if (
-            head.raw_query
+            head.method not in _READING
+            or head.raw_query
             or "authorization" not in headers
             or "origin" in headers
             or self._website is not None
