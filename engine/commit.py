@@ -25,6 +25,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 from cordwood.engine.appender import Appender
@@ -260,7 +261,8 @@ class Committer:
         self._sync = sync
         self._queue: deque[tuple[Operation[Any], Pending[Any]]] = deque()
         self._working = threading.Lock()
-        self._wake = threading.Semaphore(0)
+        self._bell = threading.Lock()  # free while the commit thread has been called and has not looked yet
+        self._bell.acquire()
         self._closed = False
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="cordwood-commit", daemon=True)
@@ -271,12 +273,13 @@ class Committer:
         pending: Pending[T] = Pending()
         self._enqueue(operation, pending)
         if wake:
-            self._wake.release()
+            self.wake()
         return pending
 
     def wake(self) -> None:
         """Lets the commit thread take what was submitted without waking it."""
-        self._wake.release()
+        with suppress(RuntimeError):  # it was called already
+            self._bell.release()
 
     def execute(self, operation: Operation[T]) -> T:
         """Commits an operation and waits: on this thread if no batch is under way, else with the next one."""
@@ -286,13 +289,13 @@ class Committer:
             self._drain(pending)
         finally:
             if self._queue or self._closed:  # when closing, the thread may have waited for what we took
-                self._wake.release()
+                self.wake()
         return pending.result()
 
     def close(self) -> None:
         """Finishes what is queued, then stops."""
         self._closed = True
-        self._wake.release()
+        self.wake()
         self._thread.join()
         with self._working:  # a caller may still be committing, and another may have queued just now
             self._stopped = True
@@ -306,7 +309,7 @@ class Committer:
     def _run(self) -> None:
         due_s = time.monotonic() + self._upkeep_interval_s
         while True:
-            self._wake.acquire(timeout=max(0.0, due_s - time.monotonic()))
+            self._bell.acquire(timeout=max(0.0, due_s - time.monotonic()))
             if time.monotonic() >= due_s:
                 try:
                     self._upkeep()

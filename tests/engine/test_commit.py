@@ -112,7 +112,7 @@ def test_waiting_for_an_outcome_ends_at_its_time_limit_and_can_be_repeated(store
             pending.result(0.02)
         with pytest.raises(TimeoutError):
             pending.exception(0.02)
-    committer._wake.release()
+    committer.wake()
     assert pending.result(30).size == 0
 
 
@@ -166,7 +166,7 @@ def test_an_interrupt_of_the_committing_thread_leaves_no_other_caller_waiting(pa
         writer = store.writer("wood", "k")
         with committer._working:
             other = writer.commit_async()
-            while committer._wake._value:  # the commit thread has looked, and found somebody at work
+            while not committer._bell.locked():  # the commit thread has looked, and found somebody at work
                 time.sleep(0.001)
             time.sleep(0.01)
         with pytest.raises(KeyboardInterrupt):
@@ -234,7 +234,7 @@ def test_a_batch_larger_than_its_limits_is_split_and_complete(store: Store, path
             writer = store.writer("wood", f"k{number:04}")
             writer.write(b"x")
             pending.append(writer.commit_async())
-    committer._wake.release()
+    committer.wake()
     for each in pending:
         each.result(60)
     assert len(keys_of(store, "wood")) == 1500

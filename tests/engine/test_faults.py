@@ -116,7 +116,7 @@ def test_a_delete_that_is_queued_with_a_put_on_a_full_disk_still_succeeds(
         with working._working:  # nothing is committed until both are queued
             put = writer.commit_async()
             delete = store.delete_async("wood", "before")
-        working._wake.release()
+        working.wake()
         with pytest.raises(errors.Full):
             put.result(30)
         assert delete.result(30).existed
