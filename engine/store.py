@@ -155,6 +155,11 @@ class Store(Edits, Multipart):
         self.close()
 
     @property
+    def inline_max(self) -> int:
+        """Objects of up to so many bytes stand in their own record."""
+        return self._core.inline_max
+
+    @property
     def read_only_reason(self) -> str | None:
         """Why the store takes no writes; None while it does."""
         return self._core.health.failure
@@ -233,6 +238,34 @@ class Store(Edits, Multipart):
         return fill(writer, data).commit(
             conditions=conditions, checksums=checksums, checksum_type=checksum_type
         )
+
+    def put_async(
+        self,
+        bucket: str,
+        key: str,
+        data: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        checksums: Mapping[str, str] | None = None,
+        checksum_type: str = "",
+        storage_class: str = "STANDARD",
+        attrs: Mapping[str, Any] | None = None,
+        conditions: Conditions | None = None,
+        md5: bytes | None = None,
+        wake: bool = True,
+    ) -> Pending[ObjectInfo]:
+        """Like `put` of at most `inline_max` bytes, without waiting; InvalidArgument for more. `md5` is theirs, if it
+        is known. `wake` as in `ObjectWriter.commit_async`."""
+        content = small_content(self._core, data, md5)
+        if content is None:
+            raise InvalidArgument(f"{len(data)} bytes are no small object; the limit is {self.inline_max}")
+        raw = encode_key(key)
+        check_storage_class(storage_class)
+        about = describe(headers, metadata, storage_class, attrs)
+        if checksums:
+            about.checksums, about.checksum_type = checksums, checksum_type or "FULL_OBJECT"
+        return self._committer().submit(PutObject(bucket, raw, content, about, conditions), wake=wake)
 
     def writer(
         self,

@@ -300,13 +300,13 @@ class PartWriter(ContentWriter):
         return PutPart(self._bucket, self._key, self._upload_id, self._number, content, checksums or {})
 
 
-def small_content(core: Core, data: Data) -> Content | None:
+def small_content(core: Core, data: Data, md5: bytes | None = None) -> Content | None:
     """The content of an object whose bytes are all there and stand in its own record; None for any other: it takes a
     writer."""
     if type(data) is not bytes or len(data) > core.inline_max:
         return None
     core.health.check()
-    return Content(len(data), hashlib.md5(data, usedforsecurity=False).digest(), data)
+    return Content(len(data), md5 or hashlib.md5(data, usedforsecurity=False).digest(), data)
 
 
 def describe(

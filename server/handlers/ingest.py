@@ -216,6 +216,34 @@ async def ingest(
     return computed
 
 
+def is_small(request: Request, limit: int) -> bool:
+    """Whether the body is the payload as it is, and no longer than `limit`."""
+    size = request.head.content_length
+    return size is not None and size <= limit and not request.verified.payload.is_streaming
+
+
+async def receive_small(
+    request: Request, checks: Integrity, algorithm: str
+) -> tuple[bytes, bytes, dict[str, str]]:
+    """A body that `is_small`, whole; its MD5 and its checksum by `algorithm`. Verified like any other."""
+    receive = request.body.receive
+    data = await receive()
+    if len(data) != request.head.content_length:
+        pieces = [data]
+        while piece := await receive():
+            pieces.append(piece)
+        data = b"".join(pieces)
+    decoder = payload_decoder(request.verified.payload, request.head)
+    decoder.feed(data)
+    trailers = decoder.finish()
+    hashing = hasher(algorithm)
+    hashing.update(data)
+    computed = {algorithm: hashing.base64()}
+    md5 = hashlib.md5(data, usedforsecurity=False)
+    checks.verify(computed, md5.hexdigest(), trailers)
+    return data, md5.digest(), computed
+
+
 class _Sink:
     """Decodes, hashes and writes."""
 

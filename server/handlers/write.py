@@ -18,7 +18,7 @@ from cordwood.server.handlers.describe import (
     user_metadata,
 )
 from cordwood.server.handlers.encryption import WISH_MEMBERS, cipher_of, key_members, new_key
-from cordwood.server.handlers.ingest import DEFAULT_ALGORITHM, ingest, integrity
+from cordwood.server.handlers.ingest import DEFAULT_ALGORITHM, ingest, integrity, is_small, receive_small
 from cordwood.server.handlers.lifecycle import expiration_member
 from cordwood.server.handlers.new_object import new_attrs
 from cordwood.server.handlers.request import Request, handles
@@ -42,26 +42,30 @@ async def put_object(request: Request) -> Response:
     conditions = write_conditions(params)
     key = await new_key(request)
     event = "ObjectCreated:Post" if request.head.method == "POST" else "ObjectCreated:Put"
-    writer = request.announcing(created, event).writer(
-        request.bucket,
-        request.key,
-        headers=system_headers(params),
-        metadata=user_metadata(params),
-        storage_class=storage_class(params),
-        attrs=new_attrs(request),
-        cipher=cipher_of(key),
-    )
-    checksums = await ingest(request, writer, checks, (checks.algorithm or DEFAULT_ALGORITHM,))
-    bridge = request.service.bridge
-    try:
-        about: dict[str, Any] = {"checksums": checksums}
-        if key is not None:
-            about = key.about(checksums, writer.size, writer.md5_digest())
-        future = writer.commit_async(conditions=conditions, checksum_type=FULL_OBJECT, wake=False, **about)
-    except BaseException:
-        writer.abort()
-        raise
-    info = await bridge.committed(future)
+    store = request.announcing(created, event)
+    algorithm = checks.algorithm or DEFAULT_ALGORITHM
+    about: dict[str, Any] = {
+        "headers": system_headers(params),
+        "metadata": user_metadata(params),
+        "storage_class": storage_class(params),
+        "attrs": new_attrs(request),
+    }
+    if key is None and is_small(request, store.inline_max):
+        data, md5, checksums = await receive_small(request, checks, algorithm)
+        about |= {"checksums": checksums, "checksum_type": FULL_OBJECT, "conditions": conditions}
+        future = store.put_async(request.bucket, request.key, data, md5=md5, wake=False, **about)
+    else:
+        writer = store.writer(request.bucket, request.key, cipher=cipher_of(key), **about)
+        checksums = await ingest(request, writer, checks, (algorithm,))
+        try:
+            told: dict[str, Any] = {"checksums": checksums}
+            if key is not None:
+                told = key.about(checksums, writer.size, writer.md5_digest())
+            future = writer.commit_async(conditions=conditions, checksum_type=FULL_OBJECT, wake=False, **told)
+        except BaseException:
+            writer.abort()
+            raise
+    info = await request.service.bridge.committed(future)
     members = {"ETag": f'"{info.etag}"', **checksum_members(checksums, info.checksum_type)}
     if key is not None:
         members.update(key_members(request, key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -91,6 +92,25 @@ def test_an_outcome_can_be_awaited_by_several_threads_and_with_callbacks(store: 
         time.sleep(0.01)
     assert seen == [1] * 6
     assert pending.exception() is None
+
+
+def test_a_small_put_without_waiting_is_the_put_that_waits(store: Store) -> None:
+    md5 = hashlib.md5(b"value", usedforsecurity=False).digest()
+    about: dict[str, Any] = {"headers": {"content-type": "text/plain"}, "checksums": {"CRC32C": "AAAAAA=="}}
+    waiting = store.put("wood", "a", b"value", **about)
+    pending = store.put_async("wood", "b", b"value", md5=md5, wake=False, **about)
+    assert not pending.done()
+    store.start_commits()
+    info = pending.result(30)
+    same = {"etag", "size", "headers", "checksums", "checksum_type", "storage_class"}
+    assert [getattr(info, name) for name in same] == [getattr(waiting, name) for name in same]
+    assert store.get("wood", "b").read() == b"value"
+    with pytest.raises(errors.InvalidArgument, match="limit"):
+        store.put_async("wood", "c", bytes(store.inline_max + 1))
+    with pytest.raises(errors.BucketNotFound):
+        store.put_async("stone", "c", b"").result(30)
+    with pytest.raises(errors.PreconditionFailed):
+        store.put_async("wood", "b", b"", conditions=Conditions(if_none_match=("*",))).result(30)
 
 
 def test_a_refused_operation_tells_its_error_by_result_and_by_exception(store: Store) -> None:

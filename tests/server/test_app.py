@@ -116,7 +116,7 @@ def test_a_failing_store_is_reported_without_its_insides(
     def fail(*_: Any, **__: Any) -> None:
         raise failure
 
-    monkeypatch.setattr(store, "writer", fail)
+    monkeypatch.setattr(store, "put_async", fail)
     answer = server.request("PUT", "/bkt/k", b"x")
     assert (answer.status, answer.code) == (status, code)
     assert b"volume" not in answer.body
