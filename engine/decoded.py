@@ -15,6 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from typing import Any
 
 from crc32c import crc32c
@@ -81,7 +82,9 @@ class Decoded:
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._bytes = 0
-        self._entries: dict[bytes, Entry] = {}
+        # In order, for a plain dict takes long to find its first item when many before it are gone.
+        self._entries: OrderedDict[bytes, Entry] = OrderedDict()
+        self._is_full = not limit_bytes
         self._refused = 0
         self._lock = threading.Lock()
         self.get = self._entries.get
@@ -90,23 +93,21 @@ class Decoded:
         return len(self._entries)
 
     def admits(self) -> bool:
-        """Is it worth while to make another entry? Mostly not while there is no room for it."""
-        if self._bytes < self._limit_bytes:
+        """Is it worth while to make another entry? Mostly not when one that is there would have to go for it."""
+        if not self._is_full:
             return True
         self._refused += 1
         return self._refused % _ADMIT_ONE_IN == 0 and self._limit_bytes > 0
 
     def add(self, packed: bytes, entry: Entry) -> None:
         with self._lock:
-            self._remove(packed)
+            before = self._entries.pop(packed, None)
+            if before is not None:
+                self._bytes -= before.size
             if entry.size > self._limit_bytes:
                 return
             while self._bytes + entry.size > self._limit_bytes:
-                self._remove(next(iter(self._entries)))
+                self._is_full = True
+                self._bytes -= self._entries.popitem(last=False)[1].size
             self._entries[packed] = entry
             self._bytes += entry.size
-
-    def _remove(self, packed: bytes) -> None:
-        entry = self._entries.pop(packed, None)
-        if entry is not None:
-            self._bytes -= entry.size
