@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from random import random
 from typing import Any
 
 from crc32c import crc32c
@@ -26,7 +27,7 @@ from cordwood.engine.rows import ObjectRow
 
 _ENTRY_BYTES = 2048  # of the objects of one entry, and of what callers keep with it
 _HEAD_FACTOR = 4  # a head takes so much more memory when it is decoded
-_ADMIT_ONE_IN = 8
+_ADMITTED = 1 / 8
 
 
 Memo = dict[object, Any]
@@ -85,7 +86,6 @@ class Decoded:
         # In order, for a plain dict takes long to find its first item when many before it are gone.
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
         self._is_full = not limit_bytes
-        self._refused = 0
         self._lock = threading.Lock()
         self.get = self._entries.get
 
@@ -96,8 +96,8 @@ class Decoded:
         """Is it worth while to make another entry? Mostly not when one that is there would have to go for it."""
         if not self._is_full:
             return True
-        self._refused += 1
-        return self._refused % _ADMIT_ONE_IN == 0 and self._limit_bytes > 0
+        # By chance, so that no order of reads keeps any object out for good.
+        return random() < _ADMITTED and self._limit_bytes > 0
 
     def add(self, packed: bytes, entry: Entry) -> None:
         with self._lock:
