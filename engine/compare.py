@@ -237,8 +237,6 @@ class _Comparison:
         return same and ours.header.length == place.length and ours.header.body_crc == theirs.header.body_crc
 
     def _is_chunk(self, row: ChunkRow, chunk_id: bytes) -> bool:
-        if not row.references:
-            return True
         place = _place(row)
         assert place is not None
         try:

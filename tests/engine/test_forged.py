@@ -193,6 +193,8 @@ NONSENSE: dict[str, Callable[[Known], Forged]] = {
 # Of these the head is good, so the object keeps its name.
 UNREADABLE: dict[str, Callable[[Known], Forged]] = {
     "a part without manifest": lambda k: Forged(7, packed(k.bucket, k.upload, 2, 1, bytes(16))),
+    "a body of another size": lambda k: Forged(2, object_head(k, size=7), b"six"),
+    "a list that ends too early": lambda k: Forged(2, object_head(k, layout=1, size=9000), Manifest.pack([])),
     "a manifest that runs backwards": lambda k: Forged(
         7,
         packed(k.bucket, k.upload, 2, 1, bytes(16)),
@@ -254,8 +256,8 @@ def test_an_object_whose_chunk_list_makes_no_sense_keeps_its_name_and_says_so(
         assert store.get("wood", "behind").read() == b"ok"
         before = store.logical_dump()
         if "forged" in keys_of(store, "wood"):
-            reader = store.get("wood", "forged")
             with pytest.raises(errors.Corrupt):
+                reader = store.get("wood", "forged")
                 reader.read()
                 reader.part_sizes()
     assert {each.kind for each in check_store(path, data=True, map_size=MAP).problems} <= {"damage", "lost"}

@@ -182,6 +182,25 @@ def test_a_read_that_meets_another_record_says_so(closed: Path) -> None:
         assert store.get("wood", "k3").read() == noise(9000, 3)
 
 
+def test_a_chunk_with_fewer_references_than_names_refuses_the_delete_that_would_forget_it(
+    closed: Path,
+) -> None:
+    def forget(txn: Txn) -> None:
+        for key, packed in list(txn.items(b"", txn.tables.chunks)):
+            txn.put(key, ChunkRow.unpack(packed)._replace(references=0).pack(), txn.tables.chunks)
+
+    change(closed, forget)
+    with small(closed, **OPTIONS) as store:
+        version = store.head("wood", "k1").version_id
+        with pytest.raises(errors.Corrupt, match="cordwood fsck --repair"):
+            store.delete("wood", "k1", version_id=version)
+        assert store.get("wood", "k1").read() == noise(9000, 1)
+        store.put("wood", "new", b"and others go on")
+    assert not check_store(closed, repair=True, map_size=MAP).uncorrected
+    with small(closed, **OPTIONS) as store:
+        assert store.delete("wood", "k1", version_id=version).existed
+
+
 # --- files ----------------------------------------------------------------------------------------------------
 
 
