@@ -27,7 +27,7 @@ from cordwood.engine.rows import ObjectRow
 
 _ENTRY_BYTES = 2048  # of the objects of one entry, and of what callers keep with it
 _HEAD_FACTOR = 4  # a head takes so much more memory when it is decoded
-_ADMITTED = 1 / 8
+_ADMITTED = 1 / 32
 
 
 Memo = dict[object, Any]
