@@ -17,15 +17,15 @@ def put(person: Person, uri: str, text: str) -> None:
     person.run("cp", "-", uri, data=text.encode())
 
 
-def test_a_folder_is_renamed_in_one_step_with_all_its_versions(home: Path, tmp_path: Path) -> None:
+def test_a_folder_is_renamed_in_one_step_with_all_its_versions(tmp_path: Path) -> None:
     store = tmp_path / "store"
     with Store.open(store) as made:
         made.create_bucket("moving", versioning="Enabled")
         for text in (b"first", b"second"):
             made.put("moving", "old/k", text)
         made.put("moving", "older", b"a sibling")
-    person = Person(home, {}, tmp_path)
-    with serving(home, store, "--workers", "1"):
+    person = Person(tmp_path / "home", {}, tmp_path)
+    with serving(tmp_path / "home", store, "--workers", "1"):
         said = person.run("mv", "-r", "s3://moving/old", "s3://moving/new")
         assert said.err == "move: all below s3://moving/old/ -> s3://moving/new/\n" and said.out == ""
         (row,) = person.run("mv", "-r", "s3://moving/new/", "s3://moving/newer/", "--json").rows()
@@ -35,14 +35,14 @@ def test_a_folder_is_renamed_in_one_step_with_all_its_versions(home: Path, tmp_p
         assert [each.key for each in versions] == ["newer/k", "newer/k", "older"]
 
 
-def test_what_has_something_in_its_way_is_renamed_one_by_one(home: Path, tmp_path: Path) -> None:
+def test_what_has_something_in_its_way_is_renamed_one_by_one(tmp_path: Path) -> None:
     store = tmp_path / "store"
     with Store.open(store) as made:
         made.create_bucket("moving")
         for key in ("old/a", "old/b", "old/sub/", "old/sub/d", "new/b", "new/c"):
             made.put("moving", key, key.encode())
-    person = Person(home, {}, tmp_path)
-    with serving(home, store, "--workers", "1"):
+    person = Person(tmp_path / "home", {}, tmp_path)
+    with serving(tmp_path / "home", store, "--workers", "1"):
         rows = person.run("mv", "-r", "s3://moving/old", "s3://moving/new", "--json").rows()
         assert len(rows) == 4 and keys(person, "moving") == [
             "new/a",
