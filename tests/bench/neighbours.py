@@ -84,6 +84,11 @@ _KNOWN: dict[str, tuple[str, Callable[[str, int, Path, int], Server]]] = {
 NAMES = tuple(_KNOWN)
 
 
+def add_earlier(program: Path) -> None:
+    """Another version of this server by its `cordwood`, as a neighbour called "before"."""
+    _KNOWN["before"] = (str(program.absolute()), _cordwood)
+
+
 def find_program(name: str) -> str | None:
     """The program of a server: beside this Python, or on PATH."""
     beside = Path(sys.executable).parent / _KNOWN[name][0]

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 
 from tests.bench import wrk
-from tests.bench.neighbours import NAMES, find_program, serving
+from tests.bench.neighbours import NAMES, add_earlier, find_program, serving
 from tests.bench.works import LINES, Endpoint, Figure, RefusedError, Works
 
 _KIB, _MIB = 1 << 10, 1 << 20
@@ -56,6 +56,11 @@ def main() -> None:
         "--directory", type=Path, help="on the disk to be measured (default: a temporary one)"
     )
     parser.add_argument("--peers", help=f"some of {','.join(NAMES[1:])} (default: those that are there)")
+    parser.add_argument(
+        "--before",
+        type=Path,
+        help="the `cordwood` of another version; it may be one of the peers as `before`",
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if not wrk.is_there():
@@ -65,6 +70,8 @@ def main() -> None:
         lines = [line for line in lines if line[0] in options.lines.split(",")]
     if options.connections:
         lines = [line for line in lines if str(line[2]) in options.connections.split(",")]
+    if options.before:
+        add_earlier(options.before)
     peers = options.peers.split(",") if options.peers else [n for n in NAMES[1:] if find_program(n)]
     names = ["cordwood", *peers]
     base = Path(tempfile.mkdtemp(prefix="cordwood-peers-", dir=options.directory))
