@@ -229,8 +229,8 @@ MUTANTS = (
     Mutant(
         "small files are published unsynced",
         "fs.py",
-        "            self.write_all(fd, [content], 0)\n            self.datasync(fd)\n",
-        "            self.write_all(fd, [content], 0)\n",
+        "                self.write_all(fd, [content], 0)\n                self.datasync(fd)\n",
+        "                self.write_all(fd, [content], 0)\n",
     ),
     Mutant(
         "an object that dies within its own batch keeps its chunks",
