@@ -486,7 +486,10 @@ class World:
                     raise errors.InvalidRange(len(data))
                 data = data[first : None if last is None else last + 1]
             if found.key and tried_key not in (None, found.key):
-                raise errors.Corrupt("another key") if tried_key else errors.InvalidState("no key")
+                if not tried_key:
+                    raise errors.InvalidState("no key")
+                if data or not found.parts:  # empty parts have no chunk that could refuse a key
+                    raise errors.Corrupt("another key")
             return data, found.etag, found.id, dict(found.metadata), found.attrs
         with self.store.get(bucket, key, version_id=self._version, range=range) as reader:
             info = reader.info
