@@ -516,7 +516,7 @@ class World:
             prefixes += found.prefixes
             if not found.truncated:
                 return keys, prefixes
-            assert found.next is not None
+            assert found.next is not None and found.next.encode() > after.encode(), "a page goes back"
             after = found.next
 
     def do_list_versions(self, real: int, bucket: str, prefix: str, delimiter: str, page: int) -> Any:
@@ -532,6 +532,9 @@ class World:
             assert len(found.entries) + len(found.prefixes) <= page
             entries += [(entry.key, entry.version_id) for entry in found.entries]
             prefixes += found.prefixes
+            assert len(set(entries)) == len(entries) and len(set(prefixes)) == len(prefixes), (
+                "a page goes back"
+            )
             if not found.truncated:
                 return entries, prefixes
             assert found.next_key_marker is not None
