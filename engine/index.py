@@ -426,7 +426,8 @@ def translate(error: lmdb.Error, directory: Path) -> Exception:
         return Full(f"{directory}: {_MAP_FULL}")
     if isinstance(error, lmdb.ReadersFullError):
         return Busy(f"index {directory}: all {MAX_READERS} reader slots are taken")
-    if isinstance(error, lmdb.DiskError) or any(str(number) in str(error) for number in FULL_ERRNOS):
+    said = str(error).replace(str(directory), "")  # the path may hold any number
+    if isinstance(error, lmdb.DiskError) or any(str(number) in said for number in FULL_ERRNOS):
         return Full(f"index {directory}: {error}")
     if "closed" in str(error):
         return Closed(f"index {directory} is closed, or was opened before a fork")

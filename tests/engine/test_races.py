@@ -378,6 +378,8 @@ def test_errors_of_lmdb_have_names_and_ways_out(store: Store, path: Path) -> Non
     assert isinstance(translate(lmdb.Error("closed by a fork"), path), errors.Closed)
     with pytest.raises(errors.Busy, match="open in this process already"):
         Index(REAL, path / "index", map_size=SMALL["map_size"], sync=True, read_only=True)
+    numbered = path / "28" / "122"
+    assert isinstance(translate(lmdb.Error(f"{numbered}: bad"), numbered), errors.Corrupt)
     with pytest.raises(errors.Corrupt, match="cordwood rebuild"):
         raise translate(lmdb.CorruptedError("page"), path)
 
