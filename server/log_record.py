@@ -21,6 +21,7 @@ import msgspec
 
 from cordwood.server.acl import LOG_DELIVERY, loaded
 from cordwood.server.policy import Principal, cached, evaluate
+from cordwood.server.wire.resource_types import RESOURCE_TYPES, resource_type
 
 LOGGING: Final = "logging"
 """The attribute of a bucket whose requests are logged: `Destination.dumped`."""
@@ -207,40 +208,6 @@ def _number(value: int | None) -> str:
 
 # --- the name of an operation --------------------------------------------------------------------------------
 
-_RESOURCES: Final = {
-    "accelerate": "ACCELERATE",
-    "acl": "ACL",
-    "analytics": "ANALYTICS",
-    "annotation": "OBJECT_ANNOTATION",
-    "attributes": "OBJECT_ATTRIBUTES",
-    "cors": "CORS",
-    "delete": "MULTI_OBJECT_DELETE",
-    "encryption": "ENCRYPTION",
-    "intelligent-tiering": "INTELLIGENT_TIERING",
-    "inventory": "INVENTORY",
-    "legal-hold": "LEGAL_HOLD",
-    "lifecycle": "LIFECYCLE",
-    "location": "LOCATION",
-    "logging": "LOGGING_STATUS",
-    "metrics": "METRICS",
-    "notification": "NOTIFICATION",
-    "object-lock": "OBJECT_LOCK_CONFIGURATION",
-    "ownershipControls": "OWNERSHIP_CONTROLS",
-    "policy": "BUCKETPOLICY",
-    "policyStatus": "POLICY_STATUS",
-    "publicAccessBlock": "PUBLIC_ACCESS_BLOCK",
-    "replication": "REPLICATION",
-    "requestPayment": "REQUEST_PAYMENT",
-    "restore": "OBJECT_RESTORE",
-    "retention": "OBJECT_RETENTION",
-    "select": "OBJECT_SELECT_CONTENT",
-    "tagging": "TAGGING",
-    "torrent": "TORRENT",
-    "uploads": "UPLOADS",
-    "versioning": "VERSIONING",
-    "versions": "BUCKETVERSIONS",
-    "website": "WEBSITE",
-}
 _NAMED: Final = {
     "CopyObject": "REST.COPY.OBJECT",
     "UploadPartCopy": "REST.COPY.PART",
@@ -248,6 +215,8 @@ _NAMED: Final = {
     "CompleteMultipartUpload": "REST.POST.UPLOAD",
     "AbortMultipartUpload": "REST.DELETE.UPLOAD",
     "ListParts": "REST.GET.UPLOAD",
+    "RestoreObject": "REST.POST.OBJECT_RESTORE",
+    "SelectObjectContent": "REST.POST.OBJECT_SELECT_CONTENT",
 }
 
 
@@ -265,9 +234,6 @@ def operation_name(
     if operation in _NAMED:
         return _NAMED[operation]
     for name, _ in literals:
-        if name in _RESOURCES:
-            resource = _RESOURCES[name]
-            if name == "tagging" and depth == "object":
-                resource = "OBJECT_TAGGING"
-            return f"REST.{method}.{resource}"
+        if name in RESOURCE_TYPES:
+            return f"REST.{method}.{resource_type(name, depth)}"
     return f"REST.{method}.{depth.upper()}"

@@ -88,9 +88,10 @@ async def put_object_annotation(request: Request) -> Response:
 @handles("GetObjectAnnotation", "AnnotationName VersionId ChecksumMode")
 async def get_object_annotation(request: Request) -> Response:
     info = await _head(request)
-    annotation = info.attrs.get(START + _name(request))
+    name = _name(request)
+    annotation = info.attrs.get(START + name)
     if annotation is None:
-        raise s3_error("NoSuchAnnotation")
+        raise s3_error("NoSuchAnnotation", annotation_name=name)
     members = {
         "ETag": f'"{annotation["md5"]}"',
         "LastModified": annotation["modified_ms"],
@@ -106,13 +107,13 @@ async def get_object_annotation(request: Request) -> Response:
 
 @handles("DeleteObjectAnnotation", "AnnotationName VersionId ObjectIfMatch")
 async def delete_object_annotation(request: Request) -> Response:
-    name = START + _name(request)
+    name = _name(request)
 
     def changes(info: ObjectInfo) -> dict[str, Any]:
-        if name not in info.attrs:
-            raise s3_error("NoSuchAnnotation")
+        if START + name not in info.attrs:
+            raise s3_error("NoSuchAnnotation", annotation_name=name)
         _check_unlocked(request, info)
-        return {name: None}
+        return {START + name: None}
 
     info = await _change(request, "ObjectAnnotation:Delete", changes)
     return respond(request.operation, _version(request, info))
@@ -213,7 +214,9 @@ def _name(request: Request) -> str:
     name: str = request.params["AnnotationName"]
     if len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
         raise s3_error("AnnotationNameTooLong")
-    if not name or _RESERVED.match(name) or _UNUSABLE.search(name):
+    if not name:
+        raise s3_error("UserAnnotationNameMustBeSpecified")
+    if _RESERVED.match(name) or _UNUSABLE.search(name):
         raise s3_error("InvalidAnnotationName")
     return name
 
@@ -235,5 +238,9 @@ def _name_of(token: str) -> str:
     except (binascii.Error, ValueError):
         text = ""
     if not text.startswith("a1:"):
-        raise s3_error("InvalidArgument", "The continuation token provided is incorrect")
+        raise s3_error(
+            "InvalidArgument",
+            "The continuation token provided is incorrect",
+            argument_name="continuation-token",
+        )
     return text[3:]

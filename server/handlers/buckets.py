@@ -73,13 +73,12 @@ async def list_buckets(request: Request) -> Response:
     service = request.service
     buckets = await service.bridge.run(service.store.list_buckets)
     identity = request.verified.identity
-    region = params.get("BucketRegion", service.region)
+    _check_region(params.get("BucketRegion"), service.region)
     found = [
         bucket
         for bucket in buckets
         if bucket.name.startswith(prefix)
         and bucket.name > after
-        and region == service.region
         and service.gate.is_insider(identity, bucket)
     ]
     members: dict[str, Any] = {
@@ -96,6 +95,17 @@ async def list_buckets(request: Request) -> Response:
     return respond(request.operation, members)
 
 
+def _check_region(wanted: str | None, region: str) -> None:
+    """A server has the buckets of its own region and no others."""
+    if wanted is None or wanted.lower() == region.lower():
+        return
+    if wanted.lower() in ENUMS["BucketLocationConstraint"] or wanted.lower() == "us-east-1":
+        message = "Requests with bucket-region specified must be made to the corresponding regional endpoint"
+    else:
+        message = f"Argument value {wanted} is not a valid AWS Region"
+    raise s3_error("InvalidArgument", message, argument_name="bucket-region")
+
+
 def _token_of_bucket(name: str) -> str:
     return base64.urlsafe_b64encode(f"b1:{name}".encode()).decode()
 
@@ -106,7 +116,11 @@ def _bucket_of_token(token: str) -> str:
     except (binascii.Error, ValueError):
         text = ""
     if not text.startswith("b1:"):
-        raise s3_error("InvalidArgument", "The continuation token provided is incorrect")
+        raise s3_error(
+            "InvalidArgument",
+            "The continuation token provided is incorrect",
+            argument_name="continuation-token",
+        )
     return text[3:]
 
 

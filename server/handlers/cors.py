@@ -67,8 +67,8 @@ def preflight(store: Store, head: RequestHead, bucket: str, key: str) -> Respons
     method = head.headers.get("access-control-request-method")
     if not origin:
         raise s3_error("BadRequest", "Insufficient information. Origin request header needed.")
-    if method not in METHODS:
-        raise s3_error("BadRequest", f"Invalid Access-Control-Request-Method: {method or 'null'}")
+    if method and method not in METHODS:
+        raise s3_error("BadRequest", f"Invalid Access-Control-Request-Method: {method}")
     wanted = head.headers.get("access-control-request-headers", "")
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     for name in names:
@@ -79,17 +79,24 @@ def preflight(store: Store, head: RequestHead, bucket: str, key: str) -> Respons
     try:
         rules = _rules(store, bucket)
     except engine_errors.BucketNotFound:
-        raise _forbidden("CORSResponse: Bucket not found", method, key) from None
+        raise _forbidden("CORSResponse: Bucket not found", method) from None
     if rules is None:
-        raise _forbidden("CORSResponse: CORS is not enabled for this bucket.", method, key)
+        raise _forbidden("CORSResponse: CORS is not enabled for this bucket.", method)
+    if not method:
+        raise s3_error("BadRequest", "Invalid Access-Control-Request-Method: null")
     rule = find(rules, origin, method, names)
     if rule is None:
         raise _forbidden(_REFUSED, method, key)
     return Response(200, response_headers(rule, origin, names, is_preflight=True))
 
 
-def _forbidden(message: str, method: str, key: str) -> S3Error:
-    return s3_error("AccessForbidden", message, method=method, resource_type="OBJECT" if key else "BUCKET")
+def _forbidden(message: str, method: str | None, key: str = "") -> S3Error:
+    return s3_error(
+        "AccessForbidden",
+        message,
+        method=method or "OPTIONS",
+        resource_type="OBJECT" if key else "BUCKET",
+    )
 
 
 def sharing_headers(store: Store, head: RequestHead, bucket: str) -> list[tuple[str, str]]:

@@ -107,14 +107,14 @@ async def delete_objects(request: Request) -> Response:
     entries = delete["Objects"]
     if not entries or len(entries) > MAX_KEYS:
         raise malformed(f"a request may name 1 to {MAX_KEYS} keys")
+    if not all(entry["Key"] for entry in entries):
+        raise s3_error("UserKeyMustBeSpecified", "User key must be specified.")
     outcomes: list[dict[str, Any] | S3Error] = [{} for _ in entries]
     wanted: list[tuple[str, str | None, Conditions | None]] = []
     places: list[int] = []
     is_free = request.is_free()
     for place, entry in enumerate(entries):
         try:
-            if not entry["Key"]:
-                raise s3_error("UserKeyMustBeSpecified")
             check_key(entry["Key"])
             if entry.get("VersionId") and not is_version_id(entry["VersionId"]):
                 raise s3_error("NoSuchVersion")

@@ -76,8 +76,8 @@ class Integrity(msgspec.Struct, gc=False):
             raise s3_error(
                 "BadDigest",
                 "The Content-MD5 you specified did not match what we received.",
+                calculated_digest=base64.b64encode(bytes.fromhex(md5_hex or "")).decode(),
                 expected_digest=self.md5_hex,
-                calculated_digest=md5_hex,
             )
         if self.algorithm is None:
             return

@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from cordwood.engine import ObjectEntry
 from cordwood.server.handlers.buckets import owner_members
+from cordwood.server.handlers.conditions import is_version_id
 from cordwood.server.handlers.request import Request, handles
 from cordwood.server.wire.errors import escape_text, s3_error
 from cordwood.server.wire.message import Response
@@ -36,6 +37,13 @@ _XML: Final = [("content-type", "application/xml")]
     ignores="OptionalObjectAttributes",
 )
 async def list_objects(request: Request) -> Response:
+    for name, written in (("continuation-token", "continuation-token"), ("start-after", "startAfter")):
+        if request.head.parameter(name) is not None:
+            raise s3_error(
+                "InvalidArgument",
+                f"{written} only supported in REST.GET.BUCKET with list-type=2",
+                argument_name=name,
+            )
     if _is_quick(request):
         return _list_objects(request)
     return await request.service.bridge.run(_list_objects, request)
@@ -48,7 +56,7 @@ def _list_objects(request: Request) -> Response:
         params.get("Delimiter", ""),
         params.get("Marker", ""),
     )
-    limit = page_size(params, "MaxKeys", "max-keys")
+    limit = page_size(params, "MaxKeys", "maxKeys")
     encode = encoder(params)
     listing = request.service.store.list(
         request.bucket, prefix=prefix, delimiter=delimiter, start_after=marker, max_keys=limit
@@ -79,6 +87,12 @@ def _list_objects(request: Request) -> Response:
     ignores="OptionalObjectAttributes",
 )
 async def list_objects_v2(request: Request) -> Response:
+    if request.head.parameter("marker") is not None:
+        raise s3_error(
+            "InvalidArgument",
+            "Marker unsupported with REST.GET.BUCKET in list-type=2",
+            argument_name="marker",
+        )
     if _is_quick(request):
         return _list_objects_v2(request)
     return await request.service.bridge.run(_list_objects_v2, request)
@@ -99,7 +113,7 @@ def _list_objects_v2(request: Request) -> Response:
     prefix, delimiter = params.get("Prefix", ""), params.get("Delimiter", "")
     token, start_after = params.get("ContinuationToken"), params.get("StartAfter", "")
     after = key_of_token(token) if token else start_after
-    limit = page_size(params, "MaxKeys", "max-keys")
+    limit = page_size(params, "MaxKeys", "maxKeys")
     encode = encoder(params)
     listing = request.service.store.list(
         request.bucket, prefix=prefix, delimiter=delimiter, start_after=after, max_keys=limit
@@ -146,6 +160,15 @@ def _list_object_versions(request: Request) -> Response:
             argument_name="version-id-marker",
             argument_value=version_marker,
         )
+    if key_marker and "VersionIdMarker" in params and not is_version_id(version_marker):
+        raise s3_error(
+            "InvalidArgument",
+            "Invalid version id specified" if version_marker else "A version-id marker cannot be empty.",
+            argument_name="version-id-marker",
+            argument_value=version_marker,
+        )
+    if params.get("MaxKeys", 0) < 0:
+        raise s3_error("InvalidArgument", "max-keys cannot be negative", argument_name="max-keys")
     limit = page_size(params, "MaxKeys", "max-keys")
     encode = encoder(params)
     listing = request.service.store.list_versions(
@@ -184,19 +207,19 @@ def _common(
     if delimiter:
         parts.append(leaf("Delimiter", encode(delimiter)))
     if "EncodingType" in params:
-        parts.append("<EncodingType>url</EncodingType>")
+        parts.append(leaf("EncodingType", params["EncodingType"]))
     parts.append(f"<IsTruncated>{'true' if is_truncated else 'false'}</IsTruncated>")
     return parts
 
 
-def page_size(params: dict[str, Any], member: str, wire_name: str, maximum: int = MAX_KEYS) -> int:
-    """What the client asked for, at most `maximum`; AWS answers with what it used."""
+def page_size(params: dict[str, Any], member: str, name: str, maximum: int = MAX_KEYS) -> int:
+    """What the client asked for, at most `maximum`; AWS answers with what it used. `name` is AWS's for the argument."""
     value: int = params.get(member, maximum)
-    if not 0 <= value < 1 << 31:
+    if value < 0:
         raise s3_error(
             "InvalidArgument",
-            f"Argument {wire_name} must be an integer between 0 and 2147483647",
-            argument_name=wire_name,
+            f"Argument {name} must be an integer between 0 and 2147483647",
+            argument_name=name,
             argument_value=value,
         )
     return min(value, maximum)

@@ -152,7 +152,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     "MissingContentLength": (411, "You must provide the Content-Length HTTP header."),
     "MissingRequestBodyError": (400, "Request Body is empty"),
     "MissingSecurityHeader": (400, "Your request was missing a required header"),
-    "NoSuchAnnotation": (404, "The specified annotation does not exist on this object."),
+    "NoSuchAnnotation": (404, "The specified annotation does not exist."),
     "NoSuchBucket": (404, "The specified bucket does not exist"),
     "NoSuchBucketPolicy": (404, "The bucket policy does not exist"),
     "NoSuchCORSConfiguration": (404, "The CORS configuration does not exist"),
@@ -228,6 +228,7 @@ CATALOGUE: dict[str, tuple[int, str]] = {
     ),
     "UnsupportedMediaType": (415, "The annotation payload is not valid UTF-8 encoded text."),
     "UnsupportedSignature": (400, "The provided request is signed with an unsupported signature version."),
+    "UserAnnotationNameMustBeSpecified": (400, "You must specify a user annotation name."),
     "UserKeyMustBeSpecified": (
         400,
         "The bucket POST must contain the specified field name. If it is specified, check the order of the fields.",

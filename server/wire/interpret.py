@@ -39,6 +39,10 @@ _IGNORED_WHEN_INVALID: Final = frozenset(
 )
 # Headers whose value AWS takes in any case: the SDK for C++ says `x-amz-checksum-mode: enabled`.
 _ANY_CASE: Final = frozenset(("ChecksumAlgorithm", "ChecksumMode", "ChecksumType"))
+# Lengths of a page: an empty one asks for the usual page.
+_DEFAULT_WHEN_EMPTY: Final = frozenset(
+    ("MaxAnnotationResults", "MaxBuckets", "MaxKeys", "MaxParts", "MaxUploads")
+)
 
 
 # --- requests ------------------------------------------------------------------------------------------------
@@ -79,6 +83,13 @@ def _read_one(
         params[member] = text
         return
     try:
+        if kind == "integer":
+            if text or member not in _DEFAULT_WHEN_EMPTY:
+                params[member] = _int32(text)
+            return
+        if member == "EncodingType" and text.lower() == "url":
+            params[member] = text  # in any case, and it is answered as it was sent
+            return
         params[member] = _convert(kind, text.strip().upper() if member in _ANY_CASE else text.strip())
     except ValueError:
         if member not in _IGNORED_WHEN_INVALID:
@@ -126,6 +137,18 @@ def _integer(text: str) -> int:
     return int(text)
 
 
+def _int32(text: str) -> int:
+    """A number of the query or of a header. It has 32 bits and no blanks around it, but any number of leading zeros."""
+    found = _INT32.match(text)
+    value = int(found[1] + found[2]) if found is not None else 1 << 31
+    if not -1 << 31 <= value < 1 << 31:
+        raise ValueError(text)
+    return value
+
+
+_INT32: Final = re.compile(r"([+-]?)0*([0-9]{1,10})\Z")
+
+
 def _bad_value(member: str, wire_name: str, kind: str, text: str) -> S3Error:
     """What AWS answers for a value that does not fit."""
     if member == "StorageClass":
@@ -138,10 +161,13 @@ def _bad_value(member: str, wire_name: str, kind: str, text: str) -> S3Error:
             "InvalidRequest",
             f"Checksum algorithm provided is unsupported. Please try again with any of the valid types: [{valid}]",
         )
-    if member == "ChecksumType":
+    if member in ("ChecksumMode", "ChecksumType"):
         return s3_error("InvalidRequest", f"Value for {wire_name} header is invalid.")
     if member == "ObjectOwnership":
         return s3_error("InvalidArgument", f"Invalid {wire_name} header: {text}", argument_name=wire_name)
+    if member == "ObjectAttributes":
+        names = (name.strip() for name in text.split(","))
+        text = next(name for name in names if name and name not in ENUMS["ObjectAttributes"])
     message = _MESSAGES.get(member)
     if message is None:
         message = (
@@ -157,6 +183,7 @@ _MESSAGES: Final = {
     "MetadataDirective": "Unknown metadata directive.",
     "ObjectLockLegalHoldStatus": "Legal Hold must be either of 'ON' or 'OFF'",
     "ObjectLockMode": "Unknown wormMode directive.",
+    "PartNumber": "Part number must be an integer between 1 and 10000, inclusive",
     "ObjectLockRetainUntilDate": "The retain until date must be provided in ISO 8601 format",
     "ServerSideEncryption": "The encryption method specified is not supported",
     "TaggingDirective": "Unknown tagging directive.",

@@ -14,7 +14,6 @@ does not name: parameters of the signature, `x-id`, and unknown keys with a valu
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 from urllib.parse import unquote_to_bytes
@@ -22,6 +21,7 @@ from urllib.parse import unquote_to_bytes
 from cordwood.server.wire.errors import S3Error, s3_error
 from cordwood.server.wire.message import RequestHead
 from cordwood.server.wire.operations import COMMON, OPERATIONS, Member
+from cordwood.server.wire.resource_types import resource_type
 
 MAX_KEY_BYTES = 1024
 _SURELY_SHORT: Final = (
@@ -138,6 +138,13 @@ for _operation in OPERATION.values():
 # Query keys that choose an operation without being its literal: uploadId, partNumber, id, annotationName.
 _SELECTING: Final = frozenset(key for o in OPERATION.values() for key in o.required_query)
 
+# A literal with a value (list-type=2, select-type=2): with another value it is an argument, not a sub-resource.
+_VALUED: Final = frozenset(key for o in OPERATION.values() for key, value in o.literals if value)
+# Query keys of which AWS takes one at a time, and the pairs that belong together. It does not count the two of
+# directory buckets.
+_SELECTORS: Final = (_SUBRESOURCES.keys() - _VALUED - {"renameObject", "session"}) | (_SELECTING - {"id"})
+_TOGETHER: Final = ({"partNumber", "uploadId"}, {"annotation", "annotationName"})
+
 # Known everywhere, and never a member: the query forms of authentication, and the SDKs' name of the operation.
 _UNIVERSAL: Final = frozenset(
     (
@@ -236,11 +243,62 @@ def choose(head: RequestHead, depth: str) -> Operation:
     if not head.query and plain is not None and candidates.selectors.isdisjoint(headers):
         return plain
     query = dict(head.query)
+    _check_selection(query, method, depth)
     for operation in candidates.ordered:
         if _matches(operation, query, headers):
             _check_query(operation, query, method, depth, candidates)
             return operation
     raise _no_match(query, method, depth)
+
+
+def _check_selection(query: dict[str, str], method: str, depth: str) -> None:
+    """Refuse query keys that select two things at once, and those of an upload where there can be none."""
+    selected = _SELECTORS.intersection(query)
+    if not selected or depth == "service":
+        return
+    if depth == "bucket":
+        selected -= {"annotationName"}
+    if len(selected) > 1 and selected not in _TOGETHER:
+        names = sorted(selected)
+        raise s3_error(
+            "InvalidArgument",
+            f"Conflicting query string parameters: {', '.join(names)}",
+            argument_name="ResourceType",
+            argument_value=names[0],
+        )
+    if "partNumber" in selected and "uploadId" in selected:
+        if method != "PUT":
+            raise _not_allowed(method, "PART", ("PUT",))
+    elif "uploadId" in selected and method not in ("GET", "POST", "DELETE", "PUT"):
+        raise _not_allowed(method, "UPLOAD", ("DELETE", "GET", "POST"))
+    if depth == "bucket":
+        if "partNumber" in selected:
+            raise s3_error("InvalidRequest", "Object must have a valid key name.")
+        if "uploadId" in selected:
+            raise s3_error("InvalidRequest", "A key must be specified")
+    elif selected == {"annotationName"}:
+        raise s3_error(
+            "InvalidArgument",
+            "Unexpected query string parameter",
+            argument_name="ResourceType",
+            argument_value="annotationName",
+        )
+    if query.get("website"):
+        raise s3_error(
+            "InvalidArgument",
+            "The website parameter must not have a value",
+            argument_name="website",
+            argument_value=query["website"],
+        )
+
+
+def _not_allowed(method: str, resource: str, allowed: Iterable[str]) -> S3Error:
+    return s3_error(
+        "MethodNotAllowed",
+        headers=(("allow", ", ".join(sorted(allowed))),),
+        method=method,
+        resource_type=resource,
+    )
 
 
 def _matches(operation: Operation, query: dict[str, str], headers: dict[str, str]) -> bool:
@@ -258,7 +316,16 @@ def _check_query(
 ) -> None:
     """Refuse every query key that the chosen operation does not know and that AWS would not ignore."""
     known = operation.query
+    if "versionId" in query and "versionId" not in known and (depth == "bucket" or method == "GET"):
+        raise s3_error(
+            "InvalidArgument",
+            "This operation does not accept a version-id.",
+            argument_name="versionId",
+            argument_value=query["versionId"],
+        )
     for key, value in query.items():
+        if key == "list-type" and operation.name == "ListObjects":
+            continue  # any value but 2 asks for the first version of the listing
         if key in known or key in _UNIVERSAL or any(key == name for name, _ in operation.literals):
             continue
         lowered = key.lower()
@@ -277,8 +344,6 @@ def _check_query(
             raise s3_error("NotImplemented", header=key)
 
 
-# A literal with a value (list-type=2, select-type=2): with another value it is an argument, not a sub-resource.
-_VALUED: Final = frozenset(key for o in OPERATION.values() for key, value in o.literals if value)
 # Members of other operations that clients send empty to list calls (an empty prefix, an empty marker).
 _HARMLESS_BARE: Final = frozenset(key for o in OPERATION.values() for key in o.query) - _SELECTING
 
@@ -290,19 +355,15 @@ def _wrong_subresource(key: str, method: str, depth: str) -> S3Error:
             return missing_attributes()
         # The literal is right, so a required parameter is missing.
         return s3_error("InvalidArgument", f"A required query parameter is missing beside '{key}'.")
+    here = {known for known, other in pairs if other == depth}
+    anywhere = {known for known, _ in pairs}
     if depth == "object" and ("GET", "bucket") in pairs:
         if method == "GET" and ("POST", "object") in pairs:
             return s3_error("InvalidRequest", f"Key is not expected for the GET method ?{key} subresource")
-        if all(other == "bucket" for _, other in pairs):
+        if not here and method in anywhere:
             return s3_error("InvalidRequest", f"There is no such thing as the ?{key} sub-resource for a key")
-    if any(other == depth and known != method for known, other in pairs):
-        allowed = ", ".join(sorted(known for known, other in pairs if other == depth))
-        return s3_error(
-            "MethodNotAllowed",
-            headers=(("allow", allowed),),
-            method=method,
-            resource_type=_resource_type(key),
-        )
+    if here or method not in anywhere or key == "torrent":
+        return _not_allowed(method, resource_type(key, depth), here or anywhere)
     return s3_error("NotImplemented", header=key)
 
 
@@ -311,10 +372,6 @@ def missing_attributes() -> S3Error:
         "InvalidRequest",
         "The x-amz-object-attributes header specifying the attributes to be retrieved is either missing or empty",
     )
-
-
-def _resource_type(key: str) -> str:
-    return re.sub("[^A-Z0-9]", "", key.upper())
 
 
 def _no_match(query: dict[str, str], method: str, depth: str) -> S3Error:
@@ -333,16 +390,23 @@ def _no_match(query: dict[str, str], method: str, depth: str) -> S3Error:
 
 def _no_candidates(head: RequestHead, depth: str) -> S3Error:
     method = head.method
-    if method in _METHODS:
-        for key, value in head.query:
-            if key in _SUBRESOURCES:
+    if method not in _METHODS and method not in _UNUSED_METHODS:
+        return s3_error("BadRequest", "An error occurred when parsing the HTTP request.")
+    query = dict(head.query)
+    _check_selection(query, method, depth)
+    if depth != "service":
+        for key in query:
+            if key in _SUBRESOURCES and key not in _VALUED:
                 return _wrong_subresource(key, method, depth)
+    if method in _METHODS:
+        for key, value in query.items():
             if not value and key not in _UNIVERSAL and key not in _HARMLESS_BARE:
                 return s3_error("NotImplemented", header=key)
-    allowed = ", ".join(sorted({known for known, other in _CANDIDATES if other == depth}))
-    return s3_error(
-        "MethodNotAllowed", headers=(("allow", allowed),), method=method, resource_type=depth.upper()
-    )
+    return _not_allowed(method, depth.upper(), {known for known, other in _CANDIDATES if other == depth})
+
+
+# No operation has them, and yet AWS knows them.
+_UNUSED_METHODS: Final = frozenset(("OPTIONS", "PATCH"))
 
 
 def _decode(raw: bytes) -> str:

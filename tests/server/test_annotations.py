@@ -85,6 +85,11 @@ def test_annotations_are_listed_by_prefix_and_in_pages(s3: Any) -> None:
     assert refused(names, s3, AnnotationPrefix="\x01") == "InvalidPrefix"
 
 
+def test_an_annotation_that_is_missing_is_named(server: LiveServer, s3: Any) -> None:
+    missing = server.request("GET", "/bkt/k?annotation&annotationName=summary")
+    assert (missing.code, missing.field("AnnotationName")) == ("NoSuchAnnotation", "summary")
+
+
 def test_the_documents_of_annotations_are_named_as_aws_names_them(server: LiveServer, s3: Any) -> None:
     put = server.request("PUT", "/bkt/k?annotation&annotationName=a", b"text")
     assert b"<PutObjectAnnotationOutput " in put.body
@@ -97,7 +102,7 @@ def test_the_documents_of_annotations_are_named_as_aws_names_them(server: LiveSe
 @pytest.mark.parametrize(
     ("name", "code"),
     [("x" * 513, "AnnotationNameTooLong"), ("ä" * 257, "AnnotationNameTooLong"), ("awsome", "InvalidAnnotationName"),
-     ("S3x", "InvalidAnnotationName"), ("a\x01", "InvalidAnnotationName")],
+     ("S3x", "InvalidAnnotationName"), ("a\x01", "InvalidAnnotationName"), ("", "UserAnnotationNameMustBeSpecified")],
 )  # fmt: skip
 def test_a_name_that_is_none_is_refused(s3: Any, name: str, code: str) -> None:
     assert refused(note, s3, name) == code

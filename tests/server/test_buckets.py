@@ -134,7 +134,9 @@ def test_buckets_are_listed_by_prefix_and_page(server: LiveServer, store: Store)
         if token is None:
             break
     assert names == [f"bucket-{number}" for number in range(7)]
-    assert client.list_buckets(BucketRegion="eu-west-1")["Buckets"] == []
+    everywhere = client.list_buckets()["Buckets"]
+    assert len(client.list_buckets(BucketRegion="US-east-1")["Buckets"]) == len(everywhere)
+    assert server.request("GET", "/?bucket-region=eu-west-1").code == "InvalidArgument"
     assert server.request("GET", "/?max-buckets=0").code == "InvalidArgument"
     assert server.request("GET", "/?max-buckets=x").code == "InvalidArgument"
     assert server.request("GET", "/?continuation-token=abc").code == "InvalidArgument"

@@ -91,11 +91,18 @@ def test_a_preflight_is_answered_by_the_first_rule_that_fits(server: LiveServer,
 
 def test_a_preflight_without_its_headers_or_a_configuration_is_refused(server: LiveServer, s3: Any) -> None:
     assert server.request("OPTIONS", "/bkt", credential=None).status == 400
-    assert server.request("OPTIONS", "/bkt", headers={"origin": PAGE}, credential=None).status == 400
     asked = {"origin": PAGE, "access-control-request-method": "GET"}
-    for path in ("/bkt/k", "/no-such-bucket"):
-        answer = server.request("OPTIONS", path, headers=asked, credential=None)
-        assert (answer.status, answer.code) == (403, "AccessForbidden")
+    for headers, method in ((asked, "GET"), ({"origin": PAGE}, "OPTIONS")):
+        for path in ("/bkt", "/bkt/k", "/no-such-bucket"):
+            answer = server.request("OPTIONS", path, headers=headers, credential=None)
+            assert (answer.status, answer.code) == (403, "AccessForbidden")
+            assert (answer.field("Method"), answer.field("ResourceType")) == (method, "BUCKET")
+    s3.put_bucket_cors(
+        Bucket="bkt",
+        CORSConfiguration={"CORSRules": [{"AllowedMethods": ["GET"], "AllowedOrigins": ["*"]}]},
+    )
+    answer = server.request("OPTIONS", "/bkt", headers={"origin": PAGE}, credential=None)
+    assert (answer.status, answer.code) == (400, "BadRequest")
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,57 @@ def test_a_wrong_number_of_keys_is_refused(server: LiveServer, s3: Any, value: s
         assert server.request("GET", path + value).code == "InvalidArgument"
 
 
+@pytest.mark.parametrize(
+    ("query", "message", "name", "value"),
+    [
+        ("max-keys=%205", "Provided max-keys not an integer or within integer range", "max-keys", " 5"),
+        (
+            "max-keys=2147483648",
+            "Provided max-keys not an integer or within integer range", "max-keys", "2147483648",
+        ),
+        ("max-keys=-01", "Argument maxKeys must be an integer between 0 and 2147483647", "maxKeys", "-1"),
+        (
+            "list-type=2&max-keys=-1",
+            "Argument maxKeys must be an integer between 0 and 2147483647", "maxKeys", "-1",
+        ),
+        ("versions&max-keys=-1", "max-keys cannot be negative", "max-keys", ""),
+        (
+            "uploads&max-uploads=-1",
+            "Argument max-uploads must be an integer between 0 and 2147483647", "max-uploads", "-1",
+        ),
+        ("list-type=2&marker=", "Marker unsupported with REST.GET.BUCKET in list-type=2", "marker", ""),
+        ("start-after=a", "startAfter only supported in REST.GET.BUCKET with list-type=2", "start-after", ""),
+        (
+            "start-after=a&continuation-token=b",
+            "continuation-token only supported in REST.GET.BUCKET with list-type=2", "continuation-token", "",
+        ),
+        (
+            "versions&key-marker=a&version-id-marker=",
+            "A version-id marker cannot be empty.", "version-id-marker", "",
+        ),
+        (
+            "versions&key-marker=a&version-id-marker=x",
+            "Invalid version id specified", "version-id-marker", "x",
+        ),
+    ],
+)  # fmt: skip
+def test_a_parameter_that_a_listing_cannot_take_is_named(
+    server: LiveServer, s3: Any, query: str, message: str, name: str, value: str
+) -> None:
+    refused = server.request("GET", f"/bkt?{query}")
+    assert (refused.status, refused.code) == (400, "InvalidArgument")
+    assert (refused.field("Message"), refused.field("ArgumentName")) == (message, name)
+    assert refused.field("ArgumentValue") == value
+
+
+@pytest.mark.parametrize("path", ["/bkt?max-keys=", "/bkt?list-type=2&max-keys=", "/bkt?versions&max-keys="])
+@pytest.mark.parametrize(("sent", "used"), [("", 1000), ("05", 5), ("-0", 0), ("0" * 50 + "7", 7)])
+def test_a_number_of_keys_may_be_empty_and_have_leading_zeros(
+    server: LiveServer, s3: Any, path: str, sent: str, used: int
+) -> None:
+    assert server.request("GET", path + sent).field("MaxKeys") == str(used)
+
+
 def test_more_than_a_thousand_keys_come_in_pages_of_a_thousand(server: LiveServer, store: Store) -> None:
     fill(store, [f"k{number:05}" for number in range(1005)])
     page = server.client().list_objects_v2(Bucket="bkt", MaxKeys=5000)
@@ -116,6 +167,8 @@ def test_names_are_encoded_when_asked(server: LiveServer, store: Store) -> None:
     assert b"<Key>a%26b</Key>" in encoded
     assert b"<Key>a%20b%2Bc/%F0%9F%AA%B5</Key>" in encoded
     assert server.request("GET", "/bkt?encoding-type=none").code == "InvalidArgument"
+    loud = server.request("GET", "/bkt?encoding-type=URL")
+    assert loud.field("EncodingType") == "URL" and b"<Key>a%26b</Key>" in loud.body
 
 
 def test_the_owner_is_told_when_asked_and_always_in_version_1(server: LiveServer, store: Store) -> None:

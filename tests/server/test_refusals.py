@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -119,6 +121,146 @@ def test_a_request_line_that_cannot_be_meant_is_refused(
 ) -> None:
     refused = server.request(method, target, headers=headers)
     assert (refused.status, refused.code, refused.field("Message")) == (400, code, message)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "names"),
+    [
+        ("GET", "/bkt?versioning&acl", "acl, versioning"),
+        ("PATCH", "/bkt?acl&versioning", "acl, versioning"),
+        ("GET", "/absent?versions&acl&max-keys=x", "acl, versions"),
+        ("GET", "/bkt?location&uploads", "location, uploads"),
+        ("GET", "/bkt?partNumber=1&acl", "acl, partNumber"),
+        ("PUT", "/bkt/k?cors&acl", "acl, cors"),
+        ("GET", "/bkt/k?tagging&partNumber=1", "partNumber, tagging"),
+        ("GET", "/bkt/k?annotationName=v&acl", "acl, annotationName"),
+        ("DELETE", "/bkt/k?uploadId=u&tagging", "tagging, uploadId"),
+    ],
+)
+def test_sub_resources_in_conflict_are_named_in_the_order_of_the_alphabet(
+    server: LiveServer, s3: Any, method: str, target: str, names: str
+) -> None:
+    refused = server.request(method, target)
+    assert (refused.status, refused.code) == (400, "InvalidArgument")
+    assert refused.field("Message") == f"Conflicting query string parameters: {names}"
+    assert refused.field("ArgumentName") == "ResourceType"
+    assert refused.field("ArgumentValue") == names.partition(",")[0]
+    assert server.request("HEAD", target).status == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "resource", "allowed"),
+    [
+        ("PATCH", "/bkt", "BUCKET", "DELETE, GET, HEAD, POST, PUT"),
+        ("PUT", "/", "SERVICE", "GET"),
+        ("PATCH", "/bkt?acl", "ACL", "GET, PUT"),
+        ("PUT", "/bkt?delete", "MULTI_OBJECT_DELETE", "POST"),
+        ("GET", "/bkt/k?delete", "MULTI_OBJECT_DELETE", "POST"),
+        ("DELETE", "/bkt?versioning", "VERSIONING", "GET, PUT"),
+        ("PATCH", "/bkt/k?versioning", "VERSIONING", "GET, PUT"),
+        ("PUT", "/bkt/k?location", "LOCATION", "GET"),
+        ("POST", "/bkt?tagging", "TAGGING", "DELETE, GET, PUT"),
+        ("POST", "/bkt/k?tagging", "OBJECT_TAGGING", "DELETE, GET, PUT"),
+        ("GET", "/bkt/k?encryption", "OBJECT_ENCRYPTION", "PUT"),
+        ("GET", "/bkt/k?select&select-type=2", "SELECT", "POST"),
+        ("GET", "/bkt?restore", "RESTORE", "POST"),
+        ("GET", "/bkt?torrent", "TORRENT", "GET"),
+        ("GET", "/bkt/k?partNumber=1&uploadId=u", "PART", "PUT"),
+        ("PATCH", "/bkt?uploadId=u", "UPLOAD", "DELETE, GET, POST"),
+        ("POST", "/bkt?metadataJournalTable", "BUCKET_METADATA_JOURNAL_TABLE_CONFIGURATION", "PUT"),
+    ],
+)
+def test_a_method_that_a_resource_does_not_have_is_refused_with_the_name_of_the_resource(
+    server: LiveServer, s3: Any, method: str, target: str, resource: str, allowed: str
+) -> None:
+    refused = server.request(method, target)
+    assert (refused.status, refused.code) == (405, "MethodNotAllowed")
+    assert (refused.field("Method"), refused.field("ResourceType")) == (method, resource)
+    assert refused.headers["allow"] == allowed
+
+
+def test_head_does_not_take_an_upload_for_its_object(server: LiveServer, s3: Any) -> None:
+    s3.put_object(Bucket="bkt", Key="k", Body=b"x")
+    for target in ("/bkt/k?uploadId=u", "/bkt/k?partNumber=1&uploadId=u", "/bkt/k?acl", "/bkt?uploadId=u"):
+        refused = server.request("HEAD", target)
+        assert (refused.status, refused.body) == (405, b"")
+
+
+def test_a_part_or_an_upload_of_no_key_touches_no_bucket(server: LiveServer, s3: Any) -> None:
+    for method in ("GET", "POST", "PUT", "DELETE"):
+        for query in ("partNumber=1", "uploadId=u"):
+            refused = server.request(method, f"/bkt?{query}")
+            assert (refused.status, refused.code) == (400, "InvalidRequest")
+    s3.head_bucket(Bucket="bkt")
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "message", "name", "value"),
+    [
+        ("GET", "/bkt?versionId=x", "This operation does not accept a version-id.", "versionId", "x"),
+        ("GET", "/bkt?versions&versionId=", "This operation does not accept a version-id.", "versionId", ""),
+        ("DELETE", "/bkt?versionId=x", "This operation does not accept a version-id.", "versionId", "x"),
+        (
+            "GET", "/bkt/k?uploadId=u&versionId=null",
+            "This operation does not accept a version-id.", "versionId", "null",
+        ),
+        ("GET", "/bkt?website=v", "The website parameter must not have a value", "website", "v"),
+        (
+            "GET", "/bkt/k?annotationName=v",
+            "Unexpected query string parameter", "ResourceType", "annotationName",
+        ),
+        (
+            "GET", "/bkt/k?partNumber=1.0",
+            "Part number must be an integer between 1 and 10000, inclusive", "partNumber", "1.0",
+        ),
+        (
+            "GET", "/bkt/k?partNumber",
+            "Part number must be an integer between 1 and 10000, inclusive", "partNumber", "",
+        ),
+        ("GET", "/?bucket-region=zz", "Argument value zz is not a valid AWS Region", "bucket-region", ""),
+        (
+            "GET", "/?bucket-region=eu-west-1",
+            "Requests with bucket-region specified must be made to the corresponding regional endpoint",
+            "bucket-region", "",
+        ),
+    ],
+)  # fmt: skip
+def test_a_parameter_that_an_operation_does_not_take_is_named(
+    server: LiveServer, s3: Any, method: str, target: str, message: str, name: str, value: str
+) -> None:
+    refused = server.request(method, target)
+    assert (refused.status, refused.code) == (400, "InvalidArgument")
+    assert (refused.field("Message"), refused.field("ArgumentName")) == (message, name)
+    assert refused.field("ArgumentValue") == value
+
+
+def test_of_wrong_names_of_attributes_the_first_is_named(server: LiveServer, s3: Any) -> None:
+    names = {"x-amz-object-attributes": "ETag, etag,garbage"}
+    refused = server.request("GET", "/bkt/k?attributes", headers=names)
+    assert (refused.code, refused.field("ArgumentValue")) == ("InvalidArgument", "etag")
+
+
+def test_a_checksum_mode_that_is_none_is_refused(server: LiveServer, s3: Any) -> None:
+    refused = server.request("GET", "/bkt/k", headers={"x-amz-checksum-mode": "garbage"})
+    assert (refused.status, refused.code) == (400, "InvalidRequest")
+    assert refused.field("Message") == "Value for x-amz-checksum-mode header is invalid."
+
+
+def test_a_wrong_content_md5_is_answered_with_the_right_one(server: LiveServer, s3: Any) -> None:
+    """In the form in which clients send it."""
+    sent = {"content-md5": "eV8yArF8trw9S3cdjGyerw=="}
+    refused = server.request("PUT", "/bkt/k", b"hello", sent)
+    assert (refused.status, refused.code) == (400, "BadDigest")
+    assert refused.field("CalculatedDigest") == "XUFAKrxLKna5cZ2REBfFkg=="
+
+
+def test_a_batch_with_an_empty_key_deletes_nothing(server: LiveServer, s3: Any) -> None:
+    s3.put_object(Bucket="bkt", Key="k", Body=b"x")
+    body = b"<Delete><Object><Key>k</Key></Object><Object><Key></Key></Object></Delete>"
+    digest = base64.b64encode(hashlib.md5(body).digest()).decode()
+    refused = server.request("POST", "/bkt?delete", body, {"content-md5": digest})
+    assert (refused.status, refused.code) == (400, "UserKeyMustBeSpecified")
+    s3.head_object(Bucket="bkt", Key="k")
 
 
 # --- policies -------------------------------------------------------------------------------------------------
