@@ -24,7 +24,7 @@ def one(data: bytes) -> None:
             assert decode_head(type_, encode_head(head), "fuzz") == head
             return
         manifest = Manifest(data[1:], "fuzz")
-        manifest.parts()
+        manifest.check()
     except Corrupt:
         return
     chunks = manifest.chunks()
