@@ -308,18 +308,22 @@ def test_directories_in_circles_are_named_and_followed_by_nobody(
 def everything(path: Path) -> None:
     """Every way to look at a store and to mend it, on a copy each; nothing but named errors comes out of any."""
 
+    def read(store: Store, bucket: str, key: str, **which: Any) -> None:
+        store.get(bucket, key, **which).read()
+
     def use(store: Store) -> None:
         for bucket in store.list_buckets():
-            for entry in store.list_versions(bucket.name).entries:
-                attempt(lambda e=entry, b=bucket: store.get(b.name, e.key, version_id=e.version_id).read())  # type: ignore[misc]
-                attempt(lambda e=entry, b=bucket: store.get(b.name, e.key, range=(1, 3)).read())  # type: ignore[misc]
-            for upload in store.list_uploads(bucket.name).uploads:
-                attempt(lambda u=upload, b=bucket: store.list_parts(b.name, u.key, u.upload_id))  # type: ignore[misc]
-                attempt(lambda u=upload, b=bucket: store.abort_upload(b.name, u.key, u.upload_id))  # type: ignore[misc]
-            attempt(lambda b=bucket: store.put(b.name, "d/new", noise(3000)))  # type: ignore[misc]
-            attempt(lambda b=bucket: store.rename(b.name, "d/", "e/"))  # type: ignore[misc]
-            for entry in store.list_versions(bucket.name).entries:
-                attempt(lambda e=entry, b=bucket: store.delete(b.name, e.key, version_id=e.version_id))  # type: ignore[misc]
+            name = bucket.name
+            for entry in store.list_versions(name).entries:
+                attempt(read, store, name, entry.key, version_id=entry.version_id)
+                attempt(read, store, name, entry.key, range=(1, 3))
+            for upload in store.list_uploads(name).uploads:
+                attempt(store.list_parts, name, upload.key, upload.upload_id)
+                attempt(store.abort_upload, name, upload.key, upload.upload_id)
+            attempt(store.put, name, "d/new", noise(3000))
+            attempt(store.rename, name, "d/", "e/")
+            for entry in store.list_versions(name).entries:
+                attempt(store.delete, name, entry.key, version_id=entry.version_id)
         attempt(store.logical_dump)
 
     def opened() -> None:
@@ -347,9 +351,9 @@ def everything(path: Path) -> None:
         attempt(tool)
 
 
-def attempt(what: Callable[[], object]) -> None:
+def attempt(what: Callable[..., object], *arguments: Any, **named: Any) -> None:
     try:
-        what()
+        what(*arguments, **named)
     except CordwoodError:
         pass
     except OSError as error:

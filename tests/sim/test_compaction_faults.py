@@ -187,7 +187,7 @@ def sealed_copies(path: Path, fs: FaultyFileSystem, spoil: Callable[[Path], None
             done.add(volume)
             spoil(path / "volumes" / volume_name(volume))
 
-    fs.drop_cached = dropped  # type: ignore[method-assign]
+    fs.drop_cached = dropped  # type: ignore[method-assign]  # a fault, injected into this one disk
 
 
 def records_in(volume: Path) -> list[tuple[VolumeFile, Record]]:
@@ -252,7 +252,7 @@ def test_a_copy_that_reads_back_otherwise_is_named_and_its_source_is_kept(
             VolumeState.RETIRED,
         }
         store.close()
-        fs.drop_cached = FaultyFileSystem.drop_cached.__get__(fs)  # type: ignore[method-assign]
+        fs.drop_cached = FaultyFileSystem.drop_cached.__get__(fs)  # type: ignore[method-assign]  # and taken out
         with Store.open(path, fs=fs, **OPTIONS) as store:
             report = Compactor(store._core, POLICY, is_alone=True).run()
             assert not report.lost
